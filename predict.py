@@ -1,0 +1,137 @@
+"""Cog's entry point for pictures. Cog reads the signature without running it: everything in it is a literal."""
+
+import os
+from typing import Optional
+
+import torch
+from cog import BaseRunner, Input, Path
+from PIL import Image
+
+import weights
+from errors import InputError, reported
+from sdxl.canvas import make_canvas, open_image
+from sdxl.generate import generate, plan
+from sdxl.models import load_models
+from sdxl.output import OutputFolders, finish_images
+from sdxl.placement import placement_from
+from sdxl.progress import Progress
+from sdxl.request import MicroConditioning, Prompts, Request, Sampling, choose_seeds, parse_pair, parse_size
+from sdxl.safety import only_safe
+
+
+class Predictor(BaseRunner):
+    """SDXL 1.0, base and refiner, loaded once and left unchanged by every prediction."""
+
+    def setup(self) -> None:
+        """Load the model that SDXL_MODEL names; ready means that base and refiner are on the device."""
+        with reported():
+            files = weights.resolve(os.environ.get("SDXL_MODEL"))
+            placement, dtype = placement_from(os.environ)
+            self.models = load_models(files, placement, dtype, defer_refiner=os.environ.get("SDXL_DEFER_REFINER") == "1")
+            self.outputs = OutputFolders()
+
+    def run(
+        self,
+        prompt: str = Input(description="What the picture should show. Weights as in compel: word++, (some words)1.3, word--. Any length.", default="An astronaut riding a rainbow unicorn"),
+        negative_prompt: str = Input(description="What the picture should not show.", default=""),
+        image: Optional[Path] = Input(description="Picture to start from (image to image), or to repaint where mask is white (inpainting).", default=None),
+        mask: Optional[Path] = Input(description="Mask for inpainting: white is repainted, black is kept exactly. Needs image.", default=None),
+        width: Optional[int] = Input(description="Width of the picture in pixels. Blank: the model's own size (1024 for SDXL), or that of image.", ge=64, le=2048, default=None),
+        height: Optional[int] = Input(description="Height of the picture in pixels. Blank: the model's own size (1024 for SDXL), or that of image.", ge=64, le=2048, default=None),
+        aspect_ratio: str = Input(description="Shape of the picture at the size the model was trained on; custom uses width and height; match_input_image that of image.", choices=["custom", "match_input_image", "1:1", "5:4", "4:5", "4:3", "3:4", "3:2", "2:3", "5:3", "3:5", "16:9", "9:16", "2:1", "1:2", "21:9", "9:21", "3:1", "1:3", "4:1", "1:4"], default="custom"),
+        num_outputs: int = Input(description="Number of pictures; each has its own seed, counted up from seed.", ge=1, le=4, default=1),
+        scheduler: str = Input(description="Sampler.", choices=["DDIM", "DPMSolverMultistep", "HeunDiscrete", "KarrasDPM", "K_EULER_ANCESTRAL", "K_EULER", "PNDM"], default="K_EULER"),
+        num_inference_steps: int = Input(description="Number of denoising steps.", ge=1, le=500, default=50),
+        guidance_scale: float = Input(description="How strongly the prompt is followed (classifier-free guidance); up to 1 turns guidance off.", ge=0, le=50, default=7.5),
+        prompt_strength: float = Input(description="With image: how much of it is destroyed first. 0 keeps it, 1 ignores it.", ge=0, le=1, default=0.8),
+        seed: Optional[int] = Input(description="Random seed. Blank: a random one, printed in the logs.", ge=0, default=None),
+        refine: str = Input(description="Use of the refiner: none, for the last part of the denoising (expert ensemble), or as a second pass over the finished picture.", choices=["no_refiner", "expert_ensemble_refiner", "base_image_refiner"], default="no_refiner"),
+        high_noise_frac: float = Input(description="For expert_ensemble_refiner: the share of the noise that the base takes away. 1: base alone, 0: refiner alone.", ge=0, le=1, default=0.8),
+        refine_steps: Optional[int] = Input(description="For base_image_refiner: number of steps the refiner does. Blank: num_inference_steps times refine_strength.", ge=1, le=500, default=None),
+        refine_strength: float = Input(description="For base_image_refiner: how much of the picture the refiner redraws. 0: nothing.", ge=0, le=1, default=0.3),
+        apply_watermark: bool = Input(description="Put an invisible watermark into the picture that marks it as generated.", default=True),
+        disable_safety_checker: bool = Input(description="Return pictures without checking them for unsafe content.", default=False),
+        output_format: str = Input(description="File format of the pictures.", choices=["png", "jpg", "webp"], default="png"),
+        output_quality: int = Input(description="Quality of jpg and webp, 100 is best; png is always lossless.", ge=1, le=100, default=95),
+        embed_parameters: bool = Input(description="Write prompt, seed and settings into the picture file.", default=True),
+        mask_blur: int = Input(description="For inpainting: soften the edge of the mask by this many pixels.", ge=0, le=64, default=0),
+        mask_padding: Optional[int] = Input(description="For inpainting: work only on the masked part and this many pixels around it, at full size. Blank: on the whole picture.", ge=0, le=1024, default=None),
+        prompt_2: Optional[str] = Input(description="Prompt for the second text encoder. Blank: prompt.", default=None),
+        negative_prompt_2: Optional[str] = Input(description="Negative prompt for the second text encoder. Blank: negative_prompt.", default=None),
+        guidance_rescale: float = Input(description="Counteracts overexposure at high guidance_scale; 0 is off, 0.7 is usual.", ge=0, le=1, default=0),
+        clip_skip: Optional[int] = Input(description="Number of last text encoder layers to leave out, beyond the one that SDXL always leaves out.", ge=0, le=10, default=None),
+        original_size: Optional[str] = Input(description="Micro-conditioning: the size, as 1024x1024 (width x height), that the picture seems to have been made from. Blank: its own size.", regex="^[0-9]{1,4}x[0-9]{1,4}$", default=None),
+        target_size: Optional[str] = Input(description="Micro-conditioning: the size, as 1024x1024, whose composition the picture should have. Blank: its own size.", regex="^[0-9]{1,4}x[0-9]{1,4}$", default=None),
+        crop_top_left: Optional[str] = Input(description="Micro-conditioning: top,left corner of the crop that the picture seems to be, as 0,256. Blank: 0,0, centred subjects.", regex="^[0-9]{1,4},[0-9]{1,4}$", default=None),
+        negative_original_size: Optional[str] = Input(description="As original_size, to steer away from. Blank: original_size.", regex="^[0-9]{1,4}x[0-9]{1,4}$", default=None),
+        negative_target_size: Optional[str] = Input(description="As target_size, to steer away from. Blank: target_size.", regex="^[0-9]{1,4}x[0-9]{1,4}$", default=None),
+        negative_crop_top_left: Optional[str] = Input(description="As crop_top_left, to steer away from. Blank: crop_top_left.", regex="^[0-9]{1,4},[0-9]{1,4}$", default=None),
+        aesthetic_score: float = Input(description="For the refiner: how beautiful the picture should be, as people scored its training pictures.", ge=0, le=10, default=6.0),
+        negative_aesthetic_score: float = Input(description="For the refiner: the score to steer away from.", ge=0, le=10, default=2.5),
+    ) -> list[Path]:
+        """Pictures of the prompt, one per seed; unsafe ones are left out."""
+        unsaid = ("self", "image", "mask", "seed")
+        parameters = {name: value for name, value in locals().items() if name not in unsaid and value is not None}
+        with reported(), torch.inference_mode():
+            canvas = make_canvas(
+                native=self.models.native,
+                image=_received("image", image),
+                mask=_received("mask", mask),
+                width=width,
+                height=height,
+                aspect_ratio=aspect_ratio,
+                mask_blur=mask_blur,
+                mask_padding=mask_padding,
+            )
+            request = Request(
+                prompts=Prompts(prompt, negative_prompt, prompt_2, negative_prompt_2, clip_skip),
+                canvas=canvas,
+                seeds=choose_seeds(seed, num_outputs),
+                sampling=Sampling(
+                    scheduler,
+                    num_inference_steps,
+                    guidance_scale,
+                    guidance_rescale,
+                    prompt_strength,
+                    refine,
+                    high_noise_frac,
+                    refine_steps,
+                    refine_strength,
+                ),
+                micro=MicroConditioning(
+                    parse_size("original_size", original_size),
+                    parse_size("target_size", target_size),
+                    parse_pair("crop_top_left", crop_top_left, ","),
+                    parse_size("negative_original_size", negative_original_size),
+                    parse_size("negative_target_size", negative_target_size),
+                    parse_pair("negative_crop_top_left", negative_crop_top_left, ","),
+                    aesthetic_score,
+                    negative_aesthetic_score,
+                ),
+            )
+            passes = plan(self.models, request)
+            print(f"Using seed: {', '.join(map(str, request.seeds))}")
+            with Progress(len(request.seeds) * sum(len(each.schedule.steps) for each in passes)) as progress:
+                images = generate(self.models, request, passes, progress)
+                pictures = zip(images, ({**parameters, "seed": seed} for seed in request.seeds), strict=True)
+                checked = pictures if disable_safety_checker else only_safe(self.models.safety, pictures)
+                paths = finish_images(
+                    checked,
+                    self.outputs.fresh(),
+                    watermark=apply_watermark,
+                    output_format=output_format,
+                    quality=output_quality,
+                    embed_parameters=embed_parameters,
+                )
+            for stage, seconds in progress.seconds.items():
+                self.record_metric(f"{stage}_seconds", round(seconds, 4))
+        return [Path(path) for path in paths]
+
+
+def _received(name: str, path: Optional[Path]) -> Optional[Image.Image]:
+    """The picture that coglet has put into a file; a value that is no upload and no URL it passes on as a string."""
+    if path is None:
+        return None
+    if not isinstance(path, Path):
+        raise InputError(f"{name}: {str(path)[:80]!r} is no picture; send an http(s) URL or a data: URL.")
+    return open_image(path, name)

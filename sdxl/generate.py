@@ -1,0 +1,210 @@
+"""A prediction: encode the text, start the latents, denoise (and refine), decode."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from errors import InputError
+from sdxl.denoise import Conditioning, Draw, Expert, Kept, at_level, denoise, split
+from sdxl.models import Models
+from sdxl.progress import Progress
+from sdxl.request import Request
+from sdxl.schedulers import Schedule, Step, make_schedule
+from sdxl.text import PromptEmbeds
+
+Steps = Sequence[Sequence[Step]]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run from noise to clean latents: a schedule, shared out between the two UNets."""
+
+    schedule: Schedule
+    base: Steps
+    refiner: Steps
+    whole: bool  # from the very first step
+
+
+def plan(models: Models, request: Request) -> list[Pass]:
+    """The passes a request needs; their steps are what its progress counts. Raises InputError, computes nothing."""
+    sampling = request.sampling
+    if sampling.refine != "no_refiner" and not models.has_refiner:
+        raise InputError(f"refine={sampling.refine!r} needs a refiner and this model has none; choose no_refiner.")
+    make = partial(make_schedule, sampling.scheduler, models.scheduler_config)
+    begin = 0 if request.canvas.image is None else sampling.begin()
+    schedule = make(sampling.num_inference_steps, begin)
+    fraction = sampling.high_noise_frac if sampling.refine == "expert_ensemble_refiner" else 1.0
+    passes = [Pass(schedule, *split(schedule, fraction), whole=begin == 0)]
+    if sampling.refine == "base_image_refiner":
+        steps, begin = sampling.second_pass()
+        second = make(steps, begin)
+        passes.append(Pass(second, (), second.steps, whole=begin == 0))
+    return passes
+
+
+def generate(
+    models: Models, request: Request, passes: Sequence[Pass], progress: Progress
+) -> Iterator[Image.Image]:
+    """Yield the picture of each seed, as soon as it is done.
+
+    Each seed is computed for itself, so a picture is the same, bit for bit, whatever it was asked for together with.
+    """
+    with progress.stage("encode_text"):
+        embeds = encode_text(models, request)
+    for seed in request.seeds:
+        generator = torch.Generator().manual_seed(seed)
+        draw = partial(_draw, generator, _latent_shape(models, request), models.placement.device)
+        with progress.stage("encode_image"):
+            image_latents = encode_image(models, request, draw)
+        with progress.stage("denoise"):
+            latents = paint(models, request, passes, embeds, image_latents, draw, progress)
+        with progress.stage("decode"):
+            picture = decode(models, latents)
+        yield request.canvas.finish(picture)
+
+
+def encode_text(models: Models, request: Request) -> PromptEmbeds:
+    """The prompts as both UNets read them."""
+    prompts = request.prompts
+    models.placement.use(models.text.text_encoder, models.text.text_encoder_2)
+    return models.text.encode(
+        prompts.prompt,
+        prompts.negative_prompt,
+        prompts.prompt_2,
+        prompts.negative_prompt_2,
+        clip_skip=prompts.clip_skip,
+    )
+
+
+def paint(
+    models: Models,
+    request: Request,
+    passes: Sequence[Pass],
+    embeds: PromptEmbeds,
+    image_latents: Tensor | None,
+    draw: Draw,
+    progress: Progress,
+) -> Tensor:
+    """Clean latents (1, 4, h, w), float32, of one picture; `image_latents` are those of the input, if there is one."""
+    latents = image_latents
+    for index, each in enumerate(passes):
+        noise = draw()
+        kept = None
+        if request.canvas.mask is not None and image_latents is not None:
+            mask = _latent_mask(models, request)
+            kept = Kept(mask, image_latents, noise)
+            if index == 0:
+                draw()  # diffusers encodes the masked picture as well, and draws for that
+        latents = _start(each, latents, noise, inpaint_from_noise=kept is not None and index == 0)
+        experts = _experts(models, request, each, embeds)
+        for latents in denoise(latents, experts, draw=draw, kept=kept):
+            progress.step()
+    assert latents is not None
+    return latents
+
+
+def _latent_shape(models: Models, request: Request) -> tuple[int, int, int, int]:
+    factor = models.vae_scale_factor
+    return 1, int(models.base.config.in_channels), request.canvas.height // factor, request.canvas.width // factor
+
+
+def _draw(generator: torch.Generator, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Standard normal noise, drawn on the CPU: the same on every card."""
+    return torch.randn(shape, generator=generator).to(device, non_blocking=True)
+
+
+def _start(each: Pass, latents: Tensor | None, noise: Tensor, *, inpaint_from_noise: bool) -> Tensor:
+    """The state at the start of a pass: pure noise, or the picture so far at the schedule's first noise level.
+
+    As in diffusers, image to image at full strength still starts from the (drowned) picture, inpainting does not.
+    """
+    if latents is None or (each.whole and inpaint_from_noise):
+        return noise * each.schedule.init_noise_sigma
+    return at_level(latents, noise, each.schedule.start)
+
+
+def _experts(models: Models, request: Request, each: Pass, embeds: PromptEmbeds) -> Iterator[Expert]:
+    """The UNets that have steps in this pass, in order, each brought to the device just before it works."""
+    for name, steps in (("base", each.base), ("refiner", each.refiner)):
+        if steps:
+            unet = models.base if name == "base" else models.refiner
+            assert unet is not None
+            models.placement.use(unet)
+            own = embeds if name == "base" else embeds.for_refiner(int(unet.config.cross_attention_dim))
+            yield Expert(unet, _conditioning(unet, request, own, models.placement.device), steps)
+
+
+def _conditioning(
+    unet: torch.nn.Module, request: Request, embeds: PromptEmbeds, device: torch.device
+) -> Conditioning:
+    sampling = request.sampling
+    prompt_embeds, text_embeds = embeds.prompt_embeds, embeds.pooled_prompt_embeds
+    positive, negative = time_ids(unet.config, text_embeds.shape[-1], request)
+    ids = [positive]
+    if sampling.guidance_scale > 1:
+        prompt_embeds = torch.cat([embeds.negative_prompt_embeds, prompt_embeds])
+        text_embeds = torch.cat([embeds.negative_pooled_prompt_embeds, text_embeds])
+        ids = [negative, positive]
+    dtype = prompt_embeds.dtype
+    return Conditioning(
+        prompt_embeds.to(device),
+        text_embeds.to(device),
+        torch.tensor(ids, dtype=dtype).to(device, non_blocking=True),
+        sampling.guidance_scale,
+        sampling.guidance_rescale,
+    )
+
+
+def time_ids(config: Any, pooled_width: int, request: Request) -> tuple[list[float], list[float]]:
+    """The micro-conditioning of a UNet, positive and negative: the base reads six numbers (original size, crop,
+    target size), the refiner five (original size, crop, aesthetic score); its config says which.
+    """
+    count = (config.projection_class_embeddings_input_dim - pooled_width) // config.addition_time_embed_dim
+    micro = request.micro
+    size = (request.canvas.height, request.canvas.width)
+    original = micro.original_size or size
+    crop = micro.crop_top_left or (0, 0)
+    target = micro.target_size or size
+    negative_original = micro.negative_original_size or original
+    negative_crop = micro.negative_crop_top_left or crop
+    if count == 5:
+        return (
+            [*original, *crop, micro.aesthetic_score],
+            [*negative_original, *negative_crop, micro.negative_aesthetic_score],
+        )
+    return [*original, *crop, *target], [*negative_original, *negative_crop, *(micro.negative_target_size or target)]
+
+
+def encode_image(models: Models, request: Request, draw: Draw) -> Tensor | None:
+    """The input picture as latents (1, 4, h, w), float32: one sample of the VAE's posterior; None without one."""
+    image = request.canvas.image
+    if image is None:
+        return None
+    vae = models.vae
+    models.placement.use(vae)
+    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+    posterior = vae.encode(pixels.to(models.placement.device, vae.dtype)).latent_dist
+    sample = posterior.mean.float() + posterior.std.float() * draw()
+    return sample * vae.config.scaling_factor
+
+
+def _latent_mask(models: Models, request: Request) -> Tensor:
+    """(1, 1, h, w): 1 for every latent under which the mask has a pixel of 128 or more."""
+    mask = torch.from_numpy(np.asarray(request.canvas.mask, dtype=np.float32))[None, None]
+    painted = torch.nn.functional.max_pool2d((mask >= 128).float(), models.vae_scale_factor)
+    return painted.to(models.placement.device, non_blocking=True)
+
+
+def decode(models: Models, latents: Tensor) -> Image.Image:
+    """(1, 4, h, w) -> an RGB picture of 8h x 8w."""
+    vae = models.vae
+    models.placement.use(vae)
+    pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0].float()
+    levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels[0].permute(1, 2, 0).cpu().numpy())

@@ -1,0 +1,222 @@
+"""Every module of SDXL, loaded once, each byte of it read once, shared by base and refiner."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+from torch.nn import Module
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from errors import WeightsError
+from sdxl.files import ModelFiles
+from sdxl.placement import Placement
+from sdxl.safety import Safety, load_safety
+from sdxl.text import TextEncoders
+
+M = TypeVar("M", bound=Module)
+
+# What diffusers called the attention layers of a VAE before 2023.
+OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+
+
+@dataclass
+class Models:
+    """What a prediction works with. Nothing in it is changed by a prediction."""
+
+    text: TextEncoders
+    vae: AutoencoderKL
+    base: UNet2DConditionModel
+    scheduler_config: Mapping[str, Any]
+    safety: Safety | None
+    placement: Placement
+    _refiner: Callable[[], UNet2DConditionModel] | UNet2DConditionModel | None
+
+    @property
+    def refiner(self) -> UNet2DConditionModel | None:
+        """The refiner's UNet, loaded now if that was put off; None if the model has none."""
+        if self._refiner is not None and not isinstance(self._refiner, UNet2DConditionModel):
+            self._refiner = self._refiner()
+        return self._refiner
+
+    @property
+    def has_refiner(self) -> bool:
+        """Whether there is a refiner, loaded or not."""
+        return self._refiner is not None
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent: 8."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def native(self) -> int:
+        """The side, in pixels, of the square picture this model was made for: 1024 for SDXL, 128 for the miniature."""
+        return int(self.base.config.sample_size) * self.vae_scale_factor
+
+
+def read_tensors(folder: Path, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of the folder's .safetensors, the fp16 variant where there is one; one file or shards."""
+    files = sorted(folder.glob("*.safetensors"))
+    files = [file for file in files if ".fp16" in file.name] or files
+    if not files:
+        raise WeightsError(f"{folder.parent.name}/{folder.name} holds no .safetensors file; fetch the model again.")
+    for file in files:
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
+                    yield name, tensors.get_tensor(name).to(device, dtype)
+        except SafetensorError as error:
+            raise WeightsError(f"{file.name} in {folder.parent.name}/{folder.name} is damaged ({error}).") from error
+
+
+def fill(module: M, tensors: Iterator[tuple[str, torch.Tensor]], device: torch.device) -> M:
+    """Give a module made on the meta device its weights; every one must fit and none may be missing."""
+    wanted = module.state_dict().keys()
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors:
+        for old, new in OLD_NAMES.items():
+            name = name.replace(old, new)
+        # transformers 5 has no `text_model` level in CLIPTextModel; files written before it do.
+        short = name.removeprefix("text_model.")
+        state[name if name in wanted else short] = tensor
+    state = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
+    if unknown := state.keys() - wanted:
+        raise WeightsError(f"{len(unknown)} weights fit no layer of {type(module).__name__}, first {min(unknown)!r}.")
+    if missing := wanted - state.keys():
+        raise WeightsError(f"{len(missing)} weights of {type(module).__name__} are missing, first {min(missing)!r}.")
+    module.load_state_dict(state, assign=True)
+    for part in module.modules():
+        if "position_ids" in part._buffers:
+            count = part.position_embedding.num_embeddings
+            part.register_buffer("position_ids", torch.arange(count, device=device)[None], persistent=False)
+    return module.requires_grad_(False).eval()
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{folder.parent.name}/{folder.name}/config.json cannot be read: {error}.") from error
+    return config
+
+
+def load_module(
+    folder: Path, make: Callable[[dict[str, Any]], M], device: torch.device, dtype: torch.dtype
+) -> M:
+    """One module from a folder with config.json and .safetensors; `make` builds it from the config."""
+    with torch.device("meta"):
+        module = make(_config(folder))
+    return fill(module, read_tensors(folder, device, dtype), device)
+
+
+def _unet(config: dict[str, Any]) -> UNet2DConditionModel:
+    unet: UNet2DConditionModel = UNet2DConditionModel.from_config(config)
+    return unet
+
+
+def _vae(config: dict[str, Any]) -> AutoencoderKL:
+    vae: AutoencoderKL = AutoencoderKL.from_config(config)
+    return vae
+
+
+def _vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
+    """The original SDXL VAE overflows in fp16 and says so (`force_upcast`): it is kept in float32, never converted."""
+    overflows = dtype == torch.float16 and _config(folder).get("force_upcast", True)
+    return torch.float32 if overflows else dtype
+
+
+def load_models(
+    files: ModelFiles, placement: Placement, dtype: torch.dtype, *, defer_refiner: bool = False
+) -> Models:
+    """Read a model's files, in parallel, each once. `defer_refiner` leaves the refiner for its first use."""
+    device = placement.home()
+    with ThreadPoolExecutor(max_workers=4) as pool:
+
+        def load(folder: Path, make: Callable[[dict[str, Any]], Any], dtype: torch.dtype = dtype) -> Future[Any]:
+            return pool.submit(load_module, folder, make, device, dtype)
+
+        def load_refiner() -> UNet2DConditionModel:
+            assert files.refiner is not None
+            refiner = load_module(files.refiner / "unet", _unet, device, dtype)
+            placement.adopt(refiner)
+            return refiner
+
+        safety = pool.submit(load_safety, files.safety_checker, device, dtype) if files.safety_checker else None
+        refiner = pool.submit(load_refiner) if files.refiner and not defer_refiner else None
+        parts = (
+            _load_folder(files.base, load) if files.config is None else _load_file(files.base, files.config, dtype)
+        )
+        vae_folder = files.vae or files.base / "vae"
+        vae = parts.vae or load(vae_folder, _vae, _vae_dtype(vae_folder, dtype)).result()
+        models = Models(
+            text=parts.text(),
+            vae=vae,
+            base=parts.unet(),
+            scheduler_config=parts.scheduler_config,
+            safety=safety.result() if safety else None,
+            placement=placement,
+            _refiner=refiner.result() if refiner else load_refiner if files.refiner else None,
+        )
+    if models.scheduler_config.get("prediction_type", "epsilon") != "epsilon":
+        kind = models.scheduler_config["prediction_type"]
+        raise WeightsError(f"The checkpoint predicts {kind!r}; SDXL 1.0 and its fine-tunes predict 'epsilon'.")
+    for module in (models.text.text_encoder, models.text.text_encoder_2, models.base, models.vae):
+        placement.adopt(module)
+    if placement.tier == "stream":
+        models.vae.enable_tiling()
+    return models
+
+
+@dataclass(frozen=True)
+class _Parts:
+    text: Callable[[], TextEncoders]
+    unet: Callable[[], UNet2DConditionModel]
+    vae: AutoencoderKL | None
+    scheduler_config: Mapping[str, Any]
+
+
+def _load_folder(base: Path, load: Callable[..., Future[Any]]) -> _Parts:
+    """Begin to read a diffusers folder."""
+    unet = load(base / "unet", _unet)
+    encoder = load(base / "text_encoder", lambda config: CLIPTextModel(CLIPTextConfig(**config)))
+    encoder_2 = load(
+        base / "text_encoder_2", lambda config: CLIPTextModelWithProjection(CLIPTextConfig(**config))
+    )
+    scheduler_config = json.loads((base / "scheduler" / "scheduler_config.json").read_text())
+
+    def text() -> TextEncoders:
+        return TextEncoders(
+            tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer"),
+            text_encoder=encoder.result(),
+            tokenizer_2=CLIPTokenizer.from_pretrained(base / "tokenizer_2"),
+            text_encoder_2=encoder_2.result(),
+        )
+
+    return _Parts(text, unet.result, None, scheduler_config)
+
+
+def _load_file(base: Path, config: Path, dtype: torch.dtype) -> _Parts:
+    """One .safetensors checkpoint with the original (SGM) names, read by diffusers with local configs."""
+    try:
+        pipe = StableDiffusionXLPipeline.from_single_file(
+            str(base), config=str(config), torch_dtype=dtype, local_files_only=True, add_watermarker=False
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise WeightsError(f"{os.fspath(base.name)} is no complete SDXL checkpoint: {error}") from error
+    encoders = TextEncoders(
+        tokenizer=pipe.tokenizer,
+        text_encoder=pipe.text_encoder,
+        tokenizer_2=pipe.tokenizer_2,
+        text_encoder_2=pipe.text_encoder_2,
+    )
+    for module in (pipe.text_encoder, pipe.text_encoder_2, pipe.unet, pipe.vae):
+        module.requires_grad_(False).eval()
+    vae = pipe.vae.to(_vae_dtype(config / "vae", dtype))
+    return _Parts(lambda: encoders, lambda: pipe.unet, vae, dict(pipe.scheduler.config))

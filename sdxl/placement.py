@@ -1,0 +1,71 @@
+"""Where the modules are while they work, by how much memory the card has.
+
+| tier     | card          | what is on it                                                              |
+|----------|---------------|----------------------------------------------------------------------------|
+| resident | 24 GB or more | everything, always                                                         |
+| swap     | 12 to 24 GB   | the part that works (text encoders, a UNet, the VAE); the rest in main memory |
+| stream   | under 12 GB   | one layer of the part that works; the VAE decodes in tiles                  |
+
+Bytes of SDXL 1.0 in 16 bit: base UNet 5.1 GB, refiner UNet 4.5, text encoders 1.6, VAE 0.2, safety checker 0.6.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import cpu_offload
+from torch.nn import Module
+
+from errors import InputError
+
+GIB = 2**30
+TIERS = ("resident", "swap", "stream")
+
+
+def tier_for(device: torch.device) -> str:
+    """The tier that fits the device's memory; a CPU keeps everything where it is."""
+    if device.type != "cuda":
+        return "resident"
+    memory = torch.cuda.get_device_properties(device).total_memory
+    # Cards sold as 24 and 12 GB report a little less.
+    return "resident" if memory >= 22 * GIB else "swap" if memory >= 11 * GIB else "stream"
+
+
+def placement_from(environ: Mapping[str, str]) -> tuple["Placement", torch.dtype]:
+    """This machine's device, the tier that fits it unless SDXL_OFFLOAD names one, and the type to compute in:
+    float16 on a GPU, float32 on a CPU, where half precision is ten times slower."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tier = environ.get("SDXL_OFFLOAD") or tier_for(device)
+    if tier not in TIERS:
+        raise InputError(f"SDXL_OFFLOAD={tier!r} is not known; choose one of {', '.join(TIERS)}.")
+    return Placement(device, tier), torch.float16 if device.type == "cuda" else torch.float32
+
+
+@dataclass
+class Placement:
+    """Brings modules to `device` before they work, according to `tier`."""
+
+    device: torch.device
+    tier: str
+    _here: list[Module] = field(default_factory=list)
+
+    def home(self) -> torch.device:
+        """Where weights are loaded to."""
+        return self.device if self.tier == "resident" else torch.device("cpu")
+
+    def adopt(self, module: Module) -> None:
+        """Called once for every loaded module, before it works."""
+        if self.tier == "stream":
+            cpu_offload(module, execution_device=self.device)
+
+    def use(self, *modules: Module) -> None:
+        """Make these modules ready to work on `device`; in the swap tier the others leave it."""
+        if self.tier != "swap":
+            return
+        keep: Sequence[Module] = [module for module in self._here if any(module is m for m in modules)]
+        for module in self._here:
+            if not any(module is m for m in keep):
+                module.to("cpu")
+        for module in modules:
+            module.to(self.device)
+        self._here = list(modules)

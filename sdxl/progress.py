@@ -1,0 +1,39 @@
+"""What a running prediction tells: one bar over all its denoising steps, and the seconds each stage took."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+import torch
+from tqdm import tqdm
+
+
+class Progress:
+    """A context manager; the bar is in the form that Replicate's clients read progress from."""
+
+    def __init__(self, total: int) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._bar = tqdm(total=total, unit="step", disable=total == 0)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def step(self) -> None:
+        """One denoising step is done (on a GPU: on its way)."""
+        self._bar.update()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time until the device has finished what is inside to `seconds[name]`."""
+        start = time.perf_counter()
+        yield
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        self.seconds[name] += time.perf_counter() - start

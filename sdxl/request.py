@@ -1,0 +1,152 @@
+"""What one prediction is asked to do, checked before anything is computed."""
+
+import math
+import re
+import secrets
+from dataclasses import dataclass
+
+from errors import InputError
+from sdxl.canvas import Canvas
+from sdxl.schedulers import SCHEDULERS
+
+MAX_SEED = 2**63 - 1  # what a seed can be in JSON clients and in torch alike
+MAX_STEPS = 999  # a schedule has at most this many steps of the 1000 it was trained on
+REFINE = ("no_refiner", "expert_ensemble_refiner", "base_image_refiner")
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The texts; `prompt_2` and `negative_prompt_2` are what the second text encoder reads instead, if given."""
+
+    prompt: str
+    negative_prompt: str
+    prompt_2: str | None
+    negative_prompt_2: str | None
+    clip_skip: int | None  # text encoder layers left out before the last, 0 or more
+
+
+@dataclass(frozen=True)
+class MicroConditioning:
+    """SDXL's conditioning on how a picture came to be: sizes and crop in pixels, (height, width) and (top, left);
+    section 2.2 of arXiv 2307.01952. None: the size of the picture, no crop; for the negatives: as the positives.
+    """
+
+    original_size: Pair | None
+    target_size: Pair | None
+    crop_top_left: Pair | None
+    negative_original_size: Pair | None
+    negative_target_size: Pair | None
+    negative_crop_top_left: Pair | None
+    aesthetic_score: float
+    negative_aesthetic_score: float
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the noise is taken away."""
+
+    scheduler: str
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_rescale: float
+    prompt_strength: float
+    refine: str
+    high_noise_frac: float
+    refine_steps: int | None
+    refine_strength: float
+
+    def __post_init__(self) -> None:
+        for name in ("num_inference_steps", "refine_steps"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        _one_of("scheduler", self.scheduler, tuple(SCHEDULERS))
+        _one_of("refine", self.refine, REFINE)
+        _between("num_inference_steps", self.num_inference_steps, 1, 500)
+        _between("guidance_scale", self.guidance_scale, 0, 50)
+        for name in ("guidance_rescale", "prompt_strength", "high_noise_frac", "refine_strength"):
+            _between(name, getattr(self, name), 0, 1)
+        if self.refine_steps is not None:
+            _between("refine_steps", self.refine_steps, 1, 500)
+        if self.refine == "base_image_refiner":
+            self.second_pass()
+
+    def begin(self) -> int:
+        """How many steps image-to-image leaves out: prompt_strength 1 none, 0 all, above 0 never all."""
+        return self.num_inference_steps - _share(self.num_inference_steps, self.prompt_strength)
+
+    def second_pass(self) -> tuple[int, int]:
+        """base_image_refiner's (steps of the whole schedule, steps left out at its start)."""
+        if self.refine_steps is None or self.refine_strength == 0:
+            total = self.num_inference_steps
+            return total, total - _share(total, self.refine_strength)
+        total = math.ceil(round(self.refine_steps / self.refine_strength, 6))
+        if total > MAX_STEPS:
+            most = int(MAX_STEPS * self.refine_strength)
+            raise InputError(
+                f"refine_steps={self.refine_steps} at refine_strength={self.refine_strength} needs a schedule of {total} "
+                f"steps and there are {MAX_STEPS}; ask for at most {most} refine_steps or a higher refine_strength."
+            )
+        return total, total - self.refine_steps
+
+
+def _share(steps: int, strength: float) -> int:
+    """diffusers' int(steps * strength), but at least one step for any strength above 0."""
+    return min(steps, max(1, int(steps * strength))) if strength > 0 else 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A whole prediction: one picture for every seed."""
+
+    prompts: Prompts
+    canvas: Canvas
+    seeds: tuple[int, ...]
+    sampling: Sampling
+    micro: MicroConditioning
+
+    def __post_init__(self) -> None:
+        if not self.prompts.prompt.strip() and not (self.prompts.prompt_2 or "").strip() and self.canvas.image is None:
+            raise InputError("prompt is empty; say what the picture should show.")
+        for seed in self.seeds:
+            _between("seed", seed, 0, MAX_SEED)
+
+
+def choose_seeds(seed: int | None, count: int) -> tuple[int, ...]:
+    """One seed per picture, counted up from `seed`; blank: from a random one that every client can send back."""
+    first = secrets.randbelow(2**31) if seed is None else int(seed)
+    return tuple(range(first, first + int(count)))
+
+
+def parse_pair(name: str, text: str | None, separator: str) -> Pair | None:
+    """ "1024x768" with separator "x", "0,64" with separator ",": two whole numbers from 0 to 8192, in that order."""
+    if text is None:
+        return None
+    if not re.fullmatch(rf"\d{{1,4}}{separator}\d{{1,4}}", text.strip()):
+        raise InputError(f"{name}={text!r} is not two numbers such as '1024{separator}1024'.")
+    first, second = (int(part) for part in text.strip().split(separator))
+    _between(name, max(first, second), 0, 8192)
+    return first, second
+
+
+def parse_size(name: str, text: str | None) -> Pair | None:
+    """ "WIDTHxHEIGHT" as people write it -> (height, width) as the model reads it."""
+    pair = parse_pair(name, text, "x")
+    return None if pair is None else (pair[1], pair[0])
+
+
+def _whole(name: str, value: float | None) -> int | None:
+    """JSON allows 10.0 where a whole number is asked for, and Cog passes it on as it is."""
+    if value is not None and value != int(value):
+        raise InputError(f"{name}={value} is no whole number.")
+    return None if value is None else int(value)
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise InputError(f"{name}={value} is out of range; give a number from {low} to {high}.")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}.")

@@ -1,0 +1,278 @@
+"""The seven samplers as tables of plain numbers.
+
+Every sampler that SDXL is used with is linear: what follows a UNet call is a weighted sum of the last states, the
+last noise predictions and, for the ancestral one, fresh noise. So a schedule is computed once, on the CPU, as a
+list of `Step`s whose weights are Python floats, and one loop (`sdxl.denoise`) serves all of them: no device sync,
+no scheduler object to share or to leave altered for the next request, and a hand-over from base to refiner is a
+change of UNet in the middle of one table, at the right timestep, scale and history by construction.
+
+The timesteps and sigmas are diffusers' own (`set_timesteps`), built from the checkpoint's scheduler config every
+time; only the update rules are written out here, each beside the paper it comes from.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+)
+
+NUM_TRAIN_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class Level:
+    """A noise level: a state at this level is `signal * clean latents + noise * standard normal noise`."""
+
+    signal: float
+    noise: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One UNet call and the update after it.
+
+    next state = sum(latents[k] * k-th newest state) + sum(noise_preds[k] * k-th newest prediction)
+               + fresh_noise * standard normal noise
+    """
+
+    timestep: float  # what the UNet is told, 0..999
+    input_scale: float  # the UNet reads state * input_scale, which has unit variance
+    latents: tuple[float, ...]
+    noise_preds: tuple[float, ...]
+    after: Level  # of the next state
+    fresh_noise: float | None = None  # None: nothing is drawn
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A sampler's whole course from `start` to clean latents.
+
+    `steps[k]` are the UNet calls of the k-th denoising step (two for most of Heun's and for PNDM's first).
+    `timesteps[k]` is where step k starts. Pure noise is scaled by `init_noise_sigma`; a picture is noised to `start`.
+    """
+
+    steps: tuple[tuple[Step, ...], ...]
+    timesteps: tuple[float, ...]
+    start: Level
+    init_noise_sigma: float
+
+    def handover(self, fraction: float) -> int:
+        """How many of the steps lie in the first `fraction` (0..1) of the noise range: the base model's share."""
+        cutoff = round(NUM_TRAIN_TIMESTEPS - fraction * NUM_TRAIN_TIMESTEPS)
+        return sum(timestep >= cutoff for timestep in self.timesteps)
+
+
+def _sigma_level(sigma: float) -> Level:
+    return Level(1.0, sigma)
+
+
+def _karras_scale(sigma: float) -> float:
+    """c_in of Karras et al. (2022), arXiv 2206.00364, for unit-variance data."""
+    return 1 / math.sqrt(sigma**2 + 1)
+
+
+def _euler(scheduler: Any, begin: int) -> list[tuple[Step, ...]]:
+    """Euler's method on the probability-flow ODE: Algorithm 2 of arXiv 2206.00364 without churn."""
+    sigmas, timesteps = scheduler.sigmas.tolist(), scheduler.timesteps.tolist()
+    return [
+        (Step(timesteps[i], _karras_scale(s), (1.0,), (sigmas[i + 1] - s,), _sigma_level(sigmas[i + 1])),)
+        for i, s in enumerate(sigmas[:-1])
+        if i >= begin
+    ]
+
+
+def _euler_ancestral(scheduler: Any, begin: int) -> list[tuple[Step, ...]]:
+    """Euler to sigma_down, then fresh noise up to the next sigma (k-diffusion's ancestral step).
+
+    The last step adds none, yet draws: what the generator gives a later refiner pass stays as in diffusers.
+    """
+    sigmas, timesteps = scheduler.sigmas.tolist(), scheduler.timesteps.tolist()
+    steps = []
+    for i in range(begin, len(timesteps)):
+        sigma, sigma_next = sigmas[i], sigmas[i + 1]
+        sigma_up = math.sqrt(sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2)
+        sigma_down = math.sqrt(sigma_next**2 - sigma_up**2)
+        step = Step(
+            timesteps[i],
+            _karras_scale(sigma),
+            (1.0,),
+            (sigma_down - sigma,),
+            _sigma_level(sigma_next),
+            fresh_noise=sigma_up,
+        )
+        steps.append((step,))
+    return steps
+
+
+def _heun(scheduler: Any, begin: int) -> list[tuple[Step, ...]]:
+    """Heun's second-order method: Algorithm 1 of arXiv 2206.00364; the last step, to sigma 0, is Euler's."""
+    sigmas = scheduler.sigmas.tolist()
+    sigmas = [sigmas[0], *sigmas[1:-1:2], sigmas[-1]]  # diffusers keeps every inner one twice
+    timesteps = scheduler.timesteps.tolist()[::2]
+    steps: list[tuple[Step, ...]] = []
+    for i in range(begin, len(timesteps)):
+        sigma, sigma_next = sigmas[i], sigmas[i + 1]
+        dt, after = sigma_next - sigma, _sigma_level(sigma_next)
+        predictor = Step(timesteps[i], _karras_scale(sigma), (1.0,), (dt,), after)
+        if sigma_next == 0:
+            steps.append((predictor,))
+            continue
+        corrector = Step(timesteps[i + 1], _karras_scale(sigma_next), (0.0, 1.0), (dt / 2, dt / 2), after)
+        steps.append((predictor, corrector))
+    return steps
+
+
+def _alpha_level(alpha_cumprod: float) -> Level:
+    return Level(math.sqrt(alpha_cumprod), math.sqrt(1 - alpha_cumprod))
+
+
+def _previous_alpha(scheduler: Any, timestep: int) -> float:
+    """alpha_cumprod one stride below `timestep`; below 0 it is the config's final one."""
+    previous = timestep - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    return float(scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod)
+
+
+def _ddim(scheduler: Any, begin: int) -> list[tuple[Step, ...]]:
+    """Formula (12) of arXiv 2010.02502 with eta = 0."""
+    steps = []
+    for timestep in scheduler.timesteps.tolist()[begin:]:
+        now = _alpha_level(float(scheduler.alphas_cumprod[timestep]))
+        after = _alpha_level(_previous_alpha(scheduler, timestep))
+        ratio = after.signal / now.signal
+        steps.append((Step(timestep, 1.0, (ratio,), (after.noise - ratio * now.noise,), after),))
+    return steps
+
+
+# Adams-Bashforth weights of the newest noise predictions, by how many there are: formula (13) of arXiv 2202.09778.
+_ADAMS_BASHFORTH = {
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+
+
+def _pndm(scheduler: Any, begin: int) -> list[tuple[Step, ...]]:
+    """Pseudo linear multistep (PLMS), arXiv 2202.09778, warmed up by one Heun-like step.
+
+    diffusers keeps that warm-up at the top of the full schedule only, so a start in the middle (image to image,
+    refiner) goes astray there; here any start warms up.
+    """
+    timesteps = scheduler.timesteps.tolist()
+    timesteps = timesteps[:1] + timesteps[2:]  # the second is there twice
+    steps: list[tuple[Step, ...]] = []
+    for i in range(begin, len(timesteps)):
+        alpha = float(scheduler.alphas_cumprod[timesteps[i]])
+        alpha_next = _previous_alpha(scheduler, timesteps[i])
+        after = _alpha_level(alpha_next)
+        # Formula (9): the transfer part of the pseudo numerical method.
+        keep = math.sqrt(alpha_next / alpha)
+        denominator = alpha * math.sqrt(1 - alpha_next) + math.sqrt(alpha * (1 - alpha) * alpha_next)
+        push = -(alpha_next - alpha) / denominator
+        first = Step(timesteps[i], 1.0, (keep,), (push,), after)
+        count = i - begin
+        if count == 0 and i + 1 < len(timesteps):
+            again = Step(timesteps[i + 1], 1.0, (0.0, keep), (push / 2, push / 2), after)
+            steps.append((first, again))
+        elif count == 0:
+            steps.append((first,))
+        else:
+            weights = list(_ADAMS_BASHFORTH[min(count + 1, 4)])
+            if count <= 3:  # the warm-up's second prediction is no part of the history
+                weights.insert(count, 0.0)
+            steps.append((Step(timesteps[i], 1.0, (keep,), tuple(push * w for w in weights), after),))
+    return steps
+
+
+def _dpm_solver(scheduler: Any, begin: int) -> list[tuple[Step, ...]]:
+    """DPM-Solver++(2M), midpoint form: arXiv 2211.01095, Algorithm 2; first order at the start and at sigma 0."""
+    sigmas, timesteps = scheduler.sigmas.tolist(), scheduler.timesteps.tolist()
+    levels = [Level(_karras_scale(sigma), sigma * _karras_scale(sigma)) for sigma in sigmas]
+    lambdas = [math.log(level.signal / level.noise) if level.noise else math.inf for level in levels]
+    steps = []
+    for i in range(begin, len(timesteps)):
+        now, after = levels[i], levels[i + 1]
+        h = lambdas[i + 1] - lambdas[i]
+        gain = after.signal * (1 - math.exp(-h))
+        # clean prediction m_k = (x_k - noise_k * eps_k) / signal_k; the update is a * x + b0 * m_0 + b1 * m_1
+        weights = [gain]
+        if i > begin and after.noise:
+            half_ratio = h / (lambdas[i] - lambdas[i - 1]) / 2
+            weights = [gain * (1 + half_ratio), -gain * half_ratio]
+        history = [levels[i - k] for k in range(len(weights))]
+        latents = [b / level.signal for b, level in zip(weights, history, strict=True)]
+        noise_preds = [-b * level.noise / level.signal for b, level in zip(weights, history, strict=True)]
+        latents[0] += after.noise / now.noise
+        steps.append((Step(timesteps[i], 1.0, tuple(latents), tuple(noise_preds), after),))
+    return steps
+
+
+def _sigma_start(scheduler: Any, timestep: float, index: int) -> Level:
+    del timestep
+    return _sigma_level(float(scheduler.sigmas[index]))
+
+
+def _heun_start(scheduler: Any, timestep: float, index: int) -> Level:
+    del timestep
+    return _sigma_level(float(scheduler.sigmas[max(0, 2 * index - 1)]))
+
+
+def _alpha_start(scheduler: Any, timestep: float, index: int) -> Level:
+    del index
+    return _alpha_level(float(scheduler.alphas_cumprod[int(timestep)]))
+
+
+def _dpm_start(scheduler: Any, timestep: float, index: int) -> Level:
+    del timestep
+    sigma = float(scheduler.sigmas[index])
+    return Level(_karras_scale(sigma), sigma * _karras_scale(sigma))
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    scheduler: Callable[[Mapping[str, Any]], Any]
+    steps: Callable[[Any, int], list[tuple[Step, ...]]]
+    start: Callable[[Any, float, int], Level]
+
+
+# Every flag that one name sets is set for all that know it: nothing is inherited from an earlier request.
+_DPM = partial(DPMSolverMultistepScheduler.from_config, use_karras_sigmas=False)
+_KARRAS = partial(DPMSolverMultistepScheduler.from_config, use_karras_sigmas=True)
+SCHEDULERS: dict[str, _Sampler] = {
+    "DDIM": _Sampler(partial(DDIMScheduler.from_config, clip_sample=False), _ddim, _alpha_start),
+    "DPMSolverMultistep": _Sampler(_DPM, _dpm_solver, _dpm_start),
+    "HeunDiscrete": _Sampler(
+        partial(HeunDiscreteScheduler.from_config, use_karras_sigmas=False), _heun, _heun_start
+    ),
+    "KarrasDPM": _Sampler(_KARRAS, _dpm_solver, _dpm_start),
+    "K_EULER_ANCESTRAL": _Sampler(EulerAncestralDiscreteScheduler.from_config, _euler_ancestral, _sigma_start),
+    "K_EULER": _Sampler(
+        partial(EulerDiscreteScheduler.from_config, use_karras_sigmas=False), _euler, _sigma_start
+    ),
+    "PNDM": _Sampler(partial(PNDMScheduler.from_config, skip_prk_steps=True), _pndm, _alpha_start),
+}
+
+
+def make_schedule(name: str, config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> Schedule:
+    """The course of sampler `name` over `num_inference_steps` (1..500), without its first `begin` (0..all) steps.
+
+    `config` is the checkpoint's scheduler/scheduler_config.json.
+    """
+    sampler = SCHEDULERS[name]
+    scheduler = sampler.scheduler(config)
+    scheduler.set_timesteps(num_inference_steps)
+    steps = sampler.steps(scheduler, begin)
+    if steps:  # DDIM and PNDM end a trace of noise above zero; what follows is the decoder, so it counts as clean
+        *before, last = steps[-1]
+        steps[-1] = (*before, replace(last, after=Level(1.0, 0.0)))
+    timesteps = tuple(calls[0].timestep for calls in steps)
+    start = sampler.start(scheduler, timesteps[0], begin) if steps else Level(1.0, 0.0)
+    return Schedule(tuple(steps), timesteps, start, float(scheduler.init_noise_sigma))

@@ -1,0 +1,33 @@
+"""The miniature, loaded once for all tests: real classes, trained weights, a CPU."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def scheduler_config() -> dict[str, Any]:
+    """The scheduler config of SDXL 1.0, which the miniature shares."""
+    folder = ROOT / "miniature" / "weights" / "base" / "scheduler"
+    config: dict[str, Any] = json.loads((folder / "scheduler_config.json").read_text())
+    return config
+
+
+@pytest.fixture(scope="session")
+def models() -> Any:
+    """The miniature as `predict.py` loads it; nothing may change it, `test_state.py` proves it."""
+    import weights
+    from sdxl.models import load_models
+    from sdxl.placement import Placement
+
+    placement = Placement(torch.device("cpu"), "resident")
+    return load_models(weights.resolve("miniature"), placement, torch.float32)
