@@ -55,9 +55,7 @@ def at_level(latents: Tensor, noise: Tensor, level: Level) -> Tensor:
     return torch.add(latents * level.signal, noise, alpha=level.noise)
 
 
-def denoise(
-    latents: Tensor, experts: Iterable[Expert], *, draw: Draw, kept: Kept | None
-) -> Iterator[Tensor]:
+def denoise(latents: Tensor, experts: Iterable[Expert], *, draw: Draw, kept: Kept | None) -> Iterator[Tensor]:
     """Yield the state (1, 4, h, w), float32, after each denoising step; the last one is clean.
 
     `latents` is the state at the schedule's start. The multistep history runs through the experts, so two of them

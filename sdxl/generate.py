@@ -1,6 +1,7 @@
 """A prediction: encode the text, start the latents, denoise (and refine), decode."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from errors import InputError
 from sdxl.denoise import Conditioning, Draw, Expert, Kept, at_level, denoise, split
-from sdxl.models import Models
+from sdxl.models import Models, config_of
 from sdxl.progress import Progress
 from sdxl.request import Request
 from sdxl.schedulers import Schedule, Step, make_schedule
@@ -35,7 +36,9 @@ def plan(models: Models, request: Request) -> list[Pass]:
     """The passes a request needs; their steps are what its progress counts. Raises InputError, computes nothing."""
     sampling = request.sampling
     if sampling.refine != "no_refiner" and not models.has_refiner:
-        raise InputError(f"refine={sampling.refine!r} needs a refiner and this model has none; choose no_refiner.")
+        raise InputError(
+            f"refine={sampling.refine!r} needs a refiner and this model has none; choose no_refiner."
+        )
     make = partial(make_schedule, sampling.scheduler, models.scheduler_config)
     begin = 0 if request.canvas.image is None else sampling.begin()
     schedule = make(sampling.num_inference_steps, begin)
@@ -60,13 +63,27 @@ def generate(
     for seed in request.seeds:
         generator = torch.Generator().manual_seed(seed)
         draw = partial(_draw, generator, _latent_shape(models, request), models.placement.device)
-        with progress.stage("encode_image"):
-            image_latents = encode_image(models, request, draw)
-        with progress.stage("denoise"):
-            latents = paint(models, request, passes, embeds, image_latents, draw, progress)
-        with progress.stage("decode"):
-            picture = decode(models, latents)
+        with _memory_named(request):
+            with progress.stage("encode_image"):
+                image_latents = encode_image(models, request, draw)
+            with progress.stage("denoise"):
+                latents = paint(models, request, passes, embeds, image_latents, draw, progress)
+            with progress.stage("decode"):
+                picture = decode(models, latents)
         yield request.canvas.finish(picture)
+
+
+@contextmanager
+def _memory_named(request: Request) -> Iterator[None]:
+    """Running out of GPU memory becomes a sentence; what was cached is given back for the next request."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        size = f"{request.canvas.width}x{request.canvas.height}"
+        raise InputError(
+            f"{size} pixels need more memory than this GPU has free; ask for a smaller picture."
+        ) from error
 
 
 def encode_text(models: Models, request: Request) -> PromptEmbeds:
@@ -103,7 +120,8 @@ def paint(
                 draw()  # diffusers encodes the masked picture as well, and draws for that
         latents = _start(each, latents, noise, inpaint_from_noise=kept is not None and index == 0)
         experts = _experts(models, request, each, embeds)
-        for latents in denoise(latents, experts, draw=draw, kept=kept):
+        for state in denoise(latents, experts, draw=draw, kept=kept):
+            latents = state
             progress.step()
     assert latents is not None
     return latents
@@ -111,7 +129,12 @@ def paint(
 
 def _latent_shape(models: Models, request: Request) -> tuple[int, int, int, int]:
     factor = models.vae_scale_factor
-    return 1, int(models.base.config.in_channels), request.canvas.height // factor, request.canvas.width // factor
+    return (
+        1,
+        int(config_of(models.base).in_channels),
+        request.canvas.height // factor,
+        request.canvas.width // factor,
+    )
 
 
 def _draw(generator: torch.Generator, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -136,7 +159,7 @@ def _experts(models: Models, request: Request, each: Pass, embeds: PromptEmbeds)
             unet = models.base if name == "base" else models.refiner
             assert unet is not None
             models.placement.use(unet)
-            own = embeds if name == "base" else embeds.for_refiner(int(unet.config.cross_attention_dim))
+            own = embeds if name == "base" else embeds.for_refiner(int(config_of(unet).cross_attention_dim))
             yield Expert(unet, _conditioning(unet, request, own, models.placement.device), steps)
 
 
@@ -145,7 +168,7 @@ def _conditioning(
 ) -> Conditioning:
     sampling = request.sampling
     prompt_embeds, text_embeds = embeds.prompt_embeds, embeds.pooled_prompt_embeds
-    positive, negative = time_ids(unet.config, text_embeds.shape[-1], request)
+    positive, negative = time_ids(config_of(unet), text_embeds.shape[-1], request)
     ids = [positive]
     if sampling.guidance_scale > 1:
         prompt_embeds = torch.cat([embeds.negative_prompt_embeds, prompt_embeds])
@@ -178,7 +201,11 @@ def time_ids(config: Any, pooled_width: int, request: Request) -> tuple[list[flo
             [*original, *crop, micro.aesthetic_score],
             [*negative_original, *negative_crop, micro.negative_aesthetic_score],
         )
-    return [*original, *crop, *target], [*negative_original, *negative_crop, *(micro.negative_target_size or target)]
+    return [*original, *crop, *target], [
+        *negative_original,
+        *negative_crop,
+        *(micro.negative_target_size or target),
+    ]
 
 
 def encode_image(models: Models, request: Request, draw: Draw) -> Tensor | None:
@@ -190,8 +217,8 @@ def encode_image(models: Models, request: Request, draw: Draw) -> Tensor | None:
     models.placement.use(vae)
     pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
     posterior = vae.encode(pixels.to(models.placement.device, vae.dtype)).latent_dist
-    sample = posterior.mean.float() + posterior.std.float() * draw()
-    return sample * vae.config.scaling_factor
+    sample: Tensor = posterior.mean.float() + posterior.std.float() * draw()
+    return sample * float(config_of(vae).scaling_factor)
 
 
 def _latent_mask(models: Models, request: Request) -> Tensor:
@@ -205,6 +232,6 @@ def decode(models: Models, latents: Tensor) -> Image.Image:
     """(1, 4, h, w) -> an RGB picture of 8h x 8w."""
     vae = models.vae
     models.placement.use(vae)
-    pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0].float()
+    pixels = vae.decode((latents / config_of(vae).scaling_factor).to(vae.dtype), return_dict=False)[0].float()
     levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(levels[0].permute(1, 2, 0).cpu().numpy())

@@ -4,15 +4,18 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 from torch.nn import Module
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
 from errors import WeightsError
 from sdxl.files import ModelFiles
@@ -24,6 +27,11 @@ M = TypeVar("M", bound=Module)
 
 # What diffusers called the attention layers of a VAE before 2023.
 OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+
+
+def config_of(module: Module) -> Any:
+    """A module's config as the namespace that it is; diffusers states its type as a dict."""
+    return module.config
 
 
 @dataclass
@@ -53,27 +61,33 @@ class Models:
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent: 8."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return int(2 ** (len(config_of(self.vae).block_out_channels) - 1))
 
     @property
     def native(self) -> int:
         """The side, in pixels, of the square picture this model was made for: 1024 for SDXL, 128 for the miniature."""
-        return int(self.base.config.sample_size) * self.vae_scale_factor
+        return int(config_of(self.base).sample_size) * self.vae_scale_factor
 
 
-def read_tensors(folder: Path, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+def read_tensors(
+    folder: Path, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of the folder's .safetensors, the fp16 variant where there is one; one file or shards."""
     files = sorted(folder.glob("*.safetensors"))
     files = [file for file in files if ".fp16" in file.name] or files
     if not files:
-        raise WeightsError(f"{folder.parent.name}/{folder.name} holds no .safetensors file; fetch the model again.")
+        raise WeightsError(
+            f"{folder.parent.name}/{folder.name} holds no .safetensors file; fetch the model again."
+        )
     for file in files:
         try:
             with safe_open(file, "pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
                     yield name, tensors.get_tensor(name).to(device, dtype)
         except SafetensorError as error:
-            raise WeightsError(f"{file.name} in {folder.parent.name}/{folder.name} is damaged ({error}).") from error
+            raise WeightsError(
+                f"{file.name} in {folder.parent.name}/{folder.name} is damaged ({error})."
+            ) from error
 
 
 def fill(module: M, tensors: Iterator[tuple[str, torch.Tensor]], device: torch.device) -> M:
@@ -88,12 +102,16 @@ def fill(module: M, tensors: Iterator[tuple[str, torch.Tensor]], device: torch.d
         state[name if name in wanted else short] = tensor
     state = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
     if unknown := state.keys() - wanted:
-        raise WeightsError(f"{len(unknown)} weights fit no layer of {type(module).__name__}, first {min(unknown)!r}.")
+        raise WeightsError(
+            f"{len(unknown)} weights fit no layer of {type(module).__name__}, first {min(unknown)!r}."
+        )
     if missing := wanted - state.keys():
-        raise WeightsError(f"{len(missing)} weights of {type(module).__name__} are missing, first {min(missing)!r}.")
+        raise WeightsError(
+            f"{len(missing)} weights of {type(module).__name__} are missing, first {min(missing)!r}."
+        )
     module.load_state_dict(state, assign=True)
     for part in module.modules():
-        if "position_ids" in part._buffers:
+        if isinstance(part, CLIPTextEmbeddings):
             count = part.position_embedding.num_embeddings
             part.register_buffer("position_ids", torch.arange(count, device=device)[None], persistent=False)
     return module.requires_grad_(False).eval()
@@ -103,7 +121,9 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{folder.parent.name}/{folder.name}/config.json cannot be read: {error}.") from error
+        raise WeightsError(
+            f"{folder.parent.name}/{folder.name}/config.json cannot be read: {error}."
+        ) from error
     return config
 
 
@@ -139,7 +159,9 @@ def load_models(
     device = placement.home()
     with ThreadPoolExecutor(max_workers=4) as pool:
 
-        def load(folder: Path, make: Callable[[dict[str, Any]], Any], dtype: torch.dtype = dtype) -> Future[Any]:
+        def load(
+            folder: Path, make: Callable[[dict[str, Any]], Any], dtype: torch.dtype = dtype
+        ) -> Future[Any]:
             return pool.submit(load_module, folder, make, device, dtype)
 
         def load_refiner() -> UNet2DConditionModel:
@@ -148,10 +170,14 @@ def load_models(
             placement.adopt(refiner)
             return refiner
 
-        safety = pool.submit(load_safety, files.safety_checker, device, dtype) if files.safety_checker else None
+        safety = (
+            pool.submit(load_safety, files.safety_checker, device, dtype) if files.safety_checker else None
+        )
         refiner = pool.submit(load_refiner) if files.refiner and not defer_refiner else None
         parts = (
-            _load_folder(files.base, load) if files.config is None else _load_file(files.base, files.config, dtype)
+            _load_folder(files.base, load)
+            if files.config is None
+            else _load_file(files.base, files.config, dtype)
         )
         vae_folder = files.vae or files.base / "vae"
         vae = parts.vae or load(vae_folder, _vae, _vae_dtype(vae_folder, dtype)).result()
@@ -160,17 +186,19 @@ def load_models(
             vae=vae,
             base=parts.unet(),
             scheduler_config=parts.scheduler_config,
-            safety=safety.result() if safety else None,
+            safety=replace(safety.result(), ready=placement.use) if safety else None,
             placement=placement,
             _refiner=refiner.result() if refiner else load_refiner if files.refiner else None,
         )
     if models.scheduler_config.get("prediction_type", "epsilon") != "epsilon":
         kind = models.scheduler_config["prediction_type"]
-        raise WeightsError(f"The checkpoint predicts {kind!r}; SDXL 1.0 and its fine-tunes predict 'epsilon'.")
+        raise WeightsError(
+            f"The checkpoint predicts {kind!r}; SDXL 1.0 and its fine-tunes predict 'epsilon'."
+        )
     for module in (models.text.text_encoder, models.text.text_encoder_2, models.base, models.vae):
         placement.adopt(module)
     if placement.tier == "stream":
-        models.vae.enable_tiling()
+        models.vae.enable_tiling()  # type: ignore[no-untyped-call]
     return models
 
 
@@ -206,7 +234,7 @@ def _load_file(base: Path, config: Path, dtype: torch.dtype) -> _Parts:
     """One .safetensors checkpoint with the original (SGM) names, read by diffusers with local configs."""
     try:
         pipe = StableDiffusionXLPipeline.from_single_file(
-            str(base), config=str(config), torch_dtype=dtype, local_files_only=True, add_watermarker=False
+            str(base), config=str(config), dtype=dtype, local_files_only=True, add_watermarker=False
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise WeightsError(f"{os.fspath(base.name)} is no complete SDXL checkpoint: {error}") from error

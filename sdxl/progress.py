@@ -34,6 +34,6 @@ class Progress:
         """Add the time until the device has finished what is inside to `seconds[name]`."""
         start = time.perf_counter()
         yield
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds[name] += time.perf_counter() - start

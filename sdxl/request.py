@@ -84,8 +84,8 @@ class Sampling:
         if total > MAX_STEPS:
             most = int(MAX_STEPS * self.refine_strength)
             raise InputError(
-                f"refine_steps={self.refine_steps} at refine_strength={self.refine_strength} needs a schedule of {total} "
-                f"steps and there are {MAX_STEPS}; ask for at most {most} refine_steps or a higher refine_strength."
+                f"refine_steps={self.refine_steps} at refine_strength={self.refine_strength} needs a schedule of "
+                f"{total} steps and there are {MAX_STEPS}; ask for at most {most} refine_steps or a higher strength."
             )
         return total, total - self.refine_steps
 
@@ -106,7 +106,11 @@ class Request:
     micro: MicroConditioning
 
     def __post_init__(self) -> None:
-        if not self.prompts.prompt.strip() and not (self.prompts.prompt_2 or "").strip() and self.canvas.image is None:
+        if (
+            not self.prompts.prompt.strip()
+            and not (self.prompts.prompt_2 or "").strip()
+            and self.canvas.image is None
+        ):
             raise InputError("prompt is empty; say what the picture should show.")
         for seed in self.seeds:
             _between("seed", seed, 0, MAX_SEED)

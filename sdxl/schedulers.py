@@ -52,6 +52,9 @@ class Step:
     fresh_noise: float | None = None  # None: nothing is drawn
 
 
+Steps = list[tuple[Step, ...]]
+
+
 @dataclass(frozen=True)
 class Schedule:
     """A sampler's whole course from `start` to clean latents.
@@ -80,7 +83,7 @@ def _karras_scale(sigma: float) -> float:
     return 1 / math.sqrt(sigma**2 + 1)
 
 
-def _euler(scheduler: Any, begin: int) -> list[tuple[Step, ...]]:
+def _euler(scheduler: Any, begin: int) -> Steps:
     """Euler's method on the probability-flow ODE: Algorithm 2 of arXiv 2206.00364 without churn."""
     sigmas, timesteps = scheduler.sigmas.tolist(), scheduler.timesteps.tolist()
     return [
@@ -90,13 +93,13 @@ def _euler(scheduler: Any, begin: int) -> list[tuple[Step, ...]]:
     ]
 
 
-def _euler_ancestral(scheduler: Any, begin: int) -> list[tuple[Step, ...]]:
+def _euler_ancestral(scheduler: Any, begin: int) -> Steps:
     """Euler to sigma_down, then fresh noise up to the next sigma (k-diffusion's ancestral step).
 
     The last step adds none, yet draws: what the generator gives a later refiner pass stays as in diffusers.
     """
     sigmas, timesteps = scheduler.sigmas.tolist(), scheduler.timesteps.tolist()
-    steps = []
+    steps: Steps = []
     for i in range(begin, len(timesteps)):
         sigma, sigma_next = sigmas[i], sigmas[i + 1]
         sigma_up = math.sqrt(sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2)
@@ -113,12 +116,12 @@ def _euler_ancestral(scheduler: Any, begin: int) -> list[tuple[Step, ...]]:
     return steps
 
 
-def _heun(scheduler: Any, begin: int) -> list[tuple[Step, ...]]:
+def _heun(scheduler: Any, begin: int) -> Steps:
     """Heun's second-order method: Algorithm 1 of arXiv 2206.00364; the last step, to sigma 0, is Euler's."""
     sigmas = scheduler.sigmas.tolist()
     sigmas = [sigmas[0], *sigmas[1:-1:2], sigmas[-1]]  # diffusers keeps every inner one twice
     timesteps = scheduler.timesteps.tolist()[::2]
-    steps: list[tuple[Step, ...]] = []
+    steps: Steps = []
     for i in range(begin, len(timesteps)):
         sigma, sigma_next = sigmas[i], sigmas[i + 1]
         dt, after = sigma_next - sigma, _sigma_level(sigma_next)
@@ -141,9 +144,9 @@ def _previous_alpha(scheduler: Any, timestep: int) -> float:
     return float(scheduler.alphas_cumprod[previous] if previous >= 0 else scheduler.final_alpha_cumprod)
 
 
-def _ddim(scheduler: Any, begin: int) -> list[tuple[Step, ...]]:
+def _ddim(scheduler: Any, begin: int) -> Steps:
     """Formula (12) of arXiv 2010.02502 with eta = 0."""
-    steps = []
+    steps: Steps = []
     for timestep in scheduler.timesteps.tolist()[begin:]:
         now = _alpha_level(float(scheduler.alphas_cumprod[timestep]))
         after = _alpha_level(_previous_alpha(scheduler, timestep))
@@ -160,7 +163,7 @@ _ADAMS_BASHFORTH = {
 }
 
 
-def _pndm(scheduler: Any, begin: int) -> list[tuple[Step, ...]]:
+def _pndm(scheduler: Any, begin: int) -> Steps:
     """Pseudo linear multistep (PLMS), arXiv 2202.09778, warmed up by one Heun-like step.
 
     diffusers keeps that warm-up at the top of the full schedule only, so a start in the middle (image to image,
@@ -168,7 +171,7 @@ def _pndm(scheduler: Any, begin: int) -> list[tuple[Step, ...]]:
     """
     timesteps = scheduler.timesteps.tolist()
     timesteps = timesteps[:1] + timesteps[2:]  # the second is there twice
-    steps: list[tuple[Step, ...]] = []
+    steps: Steps = []
     for i in range(begin, len(timesteps)):
         alpha = float(scheduler.alphas_cumprod[timesteps[i]])
         alpha_next = _previous_alpha(scheduler, timesteps[i])
@@ -192,12 +195,12 @@ def _pndm(scheduler: Any, begin: int) -> list[tuple[Step, ...]]:
     return steps
 
 
-def _dpm_solver(scheduler: Any, begin: int) -> list[tuple[Step, ...]]:
+def _dpm_solver(scheduler: Any, begin: int) -> Steps:
     """DPM-Solver++(2M), midpoint form: arXiv 2211.01095, Algorithm 2; first order at the start and at sigma 0."""
     sigmas, timesteps = scheduler.sigmas.tolist(), scheduler.timesteps.tolist()
     levels = [Level(_karras_scale(sigma), sigma * _karras_scale(sigma)) for sigma in sigmas]
     lambdas = [math.log(level.signal / level.noise) if level.noise else math.inf for level in levels]
-    steps = []
+    steps: Steps = []
     for i in range(begin, len(timesteps)):
         now, after = levels[i], levels[i + 1]
         h = lambdas[i + 1] - lambdas[i]
@@ -239,7 +242,7 @@ def _dpm_start(scheduler: Any, timestep: float, index: int) -> Level:
 @dataclass(frozen=True)
 class _Sampler:
     scheduler: Callable[[Mapping[str, Any]], Any]
-    steps: Callable[[Any, int], list[tuple[Step, ...]]]
+    steps: Callable[[Any, int], Steps]
     start: Callable[[Any, float, int], Level]
 
 
@@ -253,7 +256,9 @@ SCHEDULERS: dict[str, _Sampler] = {
         partial(HeunDiscreteScheduler.from_config, use_karras_sigmas=False), _heun, _heun_start
     ),
     "KarrasDPM": _Sampler(_KARRAS, _dpm_solver, _dpm_start),
-    "K_EULER_ANCESTRAL": _Sampler(EulerAncestralDiscreteScheduler.from_config, _euler_ancestral, _sigma_start),
+    "K_EULER_ANCESTRAL": _Sampler(
+        EulerAncestralDiscreteScheduler.from_config, _euler_ancestral, _sigma_start
+    ),
     "K_EULER": _Sampler(
         partial(EulerDiscreteScheduler.from_config, use_karras_sigmas=False), _euler, _sigma_start
     ),
@@ -270,7 +275,9 @@ def make_schedule(name: str, config: Mapping[str, Any], num_inference_steps: int
     scheduler = sampler.scheduler(config)
     scheduler.set_timesteps(num_inference_steps)
     steps = sampler.steps(scheduler, begin)
-    if steps:  # DDIM and PNDM end a trace of noise above zero; what follows is the decoder, so it counts as clean
+    if (
+        steps
+    ):  # DDIM and PNDM end a trace of noise above zero; what follows is the decoder, so it counts as clean
         *before, last = steps[-1]
         steps[-1] = (*before, replace(last, after=Level(1.0, 0.0)))
     timesteps = tuple(calls[0].timestep for calls in steps)

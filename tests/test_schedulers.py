@@ -48,14 +48,13 @@ def noise(seed: int = 2, shape: tuple[int, ...] = (1, 4, 5, 5)) -> Tensor:
 def run(schedule: Schedule, latents: Tensor, model: torch.nn.Module, cut: float = 1.0) -> Tensor:
     generator = torch.Generator().manual_seed(5)
     experts = [Expert(model, CONDITIONING, steps) for steps in split(schedule, cut)]
-    for latents in denoise(
-        latents, experts, draw=lambda: torch.randn(latents.shape, generator=generator), kept=None
-    ):
-        pass
-    return latents
+    states = denoise(latents, experts, draw=lambda: torch.randn(latents.shape, generator=generator), kept=None)
+    return [latents, *states][-1]
 
 
-def reference(scheduler: Any, timesteps: Tensor, latents: Tensor, model: torch.nn.Module, name: str) -> Tensor:
+def reference(
+    scheduler: Any, timesteps: Tensor, latents: Tensor, model: torch.nn.Module, name: str
+) -> Tensor:
     """The loop of diffusers' pipelines."""
     generator = torch.Generator().manual_seed(5)
     extra = {"generator": generator} if name == "K_EULER_ANCESTRAL" else {}
@@ -75,9 +74,7 @@ def test_equals_diffusers_from_pure_noise(name: str, steps: int, scheduler_confi
     scheduler = SCHEDULERS[name].scheduler(scheduler_config)
     scheduler.set_timesteps(steps)
     schedule = make_schedule(name, scheduler_config, steps)
-    expected = reference(
-        scheduler, scheduler.timesteps, noise() * scheduler.init_noise_sigma, Field(), name
-    )
+    expected = reference(scheduler, scheduler.timesteps, noise() * scheduler.init_noise_sigma, Field(), name)
     assert schedule.init_noise_sigma == pytest.approx(float(scheduler.init_noise_sigma))
     assert relative(run(schedule, noise() * schedule.init_noise_sigma, Field()), expected) < 2e-6
     assert sum(len(calls) for calls in schedule.steps) == len(scheduler.timesteps)
@@ -101,8 +98,10 @@ def test_equals_diffusers_from_the_middle(name: str, begin: int, scheduler_confi
 
 
 @pytest.mark.parametrize("begin", [0, 12, 14, 16])
-def test_pndm_is_right_from_the_middle_where_diffusers_is_not(begin: int, scheduler_config: dict[str, Any]) -> None:
-    """diffusers assumes that a PLMS run starts at the top of the schedule; in the middle its timesteps are off by one."""
+def test_pndm_is_right_from_the_middle_where_diffusers_is_not(
+    begin: int, scheduler_config: dict[str, Any]
+) -> None:
+    """diffusers assumes that a PLMS run starts at the top of the schedule; elsewhere its timesteps are off by one."""
     scheduler = SCHEDULERS["PNDM"].scheduler(scheduler_config)
     scheduler.set_timesteps(20)
     model = Gaussian(scheduler.alphas_cumprod)
@@ -110,7 +109,9 @@ def test_pndm_is_right_from_the_middle_where_diffusers_is_not(begin: int, schedu
     schedule = make_schedule("PNDM", scheduler_config, 20, begin)
     level = schedule.start
     start = clean * level.signal + fresh * level.noise
-    exact = start * 0.5 / math.hypot(0.5 * level.signal, level.noise)  # the probability-flow ODE solved by hand
+    exact = (
+        start * 0.5 / math.hypot(0.5 * level.signal, level.noise)
+    )  # the probability-flow ODE solved by hand
     ours = relative(run(schedule, start, model), exact)
     assert ours < 0.03
     if begin:

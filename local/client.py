@@ -1,0 +1,227 @@
+"""One prediction on the command line, as `cog predict` but without Docker: on a server of its own, or a running one."""
+
+import argparse
+import json
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import requests
+
+from local import schema
+from local.annotations import Json, SchemaError
+from local.logs import SERVER, SETUP, Entry, follow
+from local.outputs import OutputError, check_writable, save
+from local.package import ROOT, Package, PackageError
+from local.processes import spawn, stop
+from local.screen import Screen
+from local.values import Inputs, ValueProblemError
+
+PREFIXES = re.compile(r"^(Prediction failed: )*((Input|Value|Weights|UnsafeContent|Runtime)Error: )?")
+Answer = dict[str, Any]
+
+
+class PredictionFailedError(Exception):
+    """There is no output; the message is for the user."""
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="script/predict", description=__doc__)
+    add = parser.add_argument
+    add("-i", "--input", action="append", default=[], metavar="NAME=VALUE", help="an input; NAME=@FILE sends a file")
+    add("--json", metavar="JSON", help="all inputs as a JSON object, @FILE or - for stdin")
+    add("-o", "--output", metavar="PATH", help="where the output goes; default output.0.png ... in this folder")
+    add("--url", default=os.environ.get("COG_URL"), help="use the server at this URL (COG_URL) instead of a new one")
+    add("--package", type=Path, default=ROOT, help="folder with cog.yaml")
+    options = parser.parse_args()
+    if options.json and options.input:
+        parser.error("use either -i or --json")
+    return options
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A server, ours or not."""
+
+    def __init__(self, url: str, process: "subprocess.Popen[str] | None" = None) -> None:
+        """process is None when it is not ours."""
+        self.url, self._process = url.rstrip("/"), process
+        self.trouble = ""
+
+    def health(self) -> str:
+        """What the server says about itself; nothing when it does not answer."""
+        try:
+            return str(requests.get(f"{self.url}/health-check", timeout=15).json().get("status", ""))
+        except (requests.RequestException, ValueError):
+            return ""
+
+    def wait_until_ready(self) -> None:
+        """Return when predictions are accepted."""
+        silent = 0
+        while (status := self.health()) not in ("READY", "BUSY"):
+            if self._process and self._process.poll() is not None:
+                raise PredictionFailedError(self.trouble or "the server ended before it was ready")
+            silent = 0 if status else silent + 1
+            if not self._process and (silent > 20 or status in ("SETUP_FAILED", "DEFUNCT", "UNHEALTHY")):
+                raise PredictionFailedError(
+                    f"the server at {self.url} {'is ' + status if status else 'does not answer'}"
+                )
+            time.sleep(0.1)
+
+    def predict(self, identifier: str, inputs: Json, screen: Screen) -> Answer:
+        """The finished prediction; a busy server is waited for."""
+        body = {"id": identifier, "input": inputs}
+        while True:
+            try:
+                answer = requests.post(f"{self.url}/predictions", json=body, timeout=(10, None))
+            except requests.RequestException as error:
+                raise PredictionFailedError(f"the server at {self.url} went away: {error}") from error
+            if answer.status_code == 409 and self.health() in ("READY", "BUSY"):
+                screen.status("the server is busy")
+                time.sleep(0.2)
+                continue
+            if answer.status_code != 200:
+                raise PredictionFailedError(_refusal(answer))
+            return dict(answer.json())
+
+    def cancel(self, identifier: str) -> None:
+        """Stop the prediction; coglet also does so when the connection is closed."""
+        try:
+            requests.post(f"{self.url}/predictions/{identifier}/cancel", timeout=2)
+        except requests.RequestException:
+            return
+
+
+def _refusal(answer: requests.Response) -> str:
+    """Why the server did not even begin."""
+    try:
+        detail = answer.json()["detail"]
+        return "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in detail)
+    except (ValueError, KeyError, TypeError, IndexError):
+        return f"the server answered {answer.status_code}: {answer.text[:500]}"
+
+
+def _failure(answer: Answer) -> str:
+    """Why the prediction has no output."""
+    error = str(answer.get("error") or f"the prediction was {answer.get('status')}")
+    if error == "Worker crashed":
+        return "the process that runs the predictor died (out of memory?)"
+    return PREFIXES.sub("", error)
+
+
+@contextmanager
+def own_server(package: Path, screen: Screen) -> Iterator[Server]:
+    """A server for one prediction, with its log on the screen."""
+    port = free_port()
+    server = Server(f"http://127.0.0.1:{port}")
+    command = [sys.executable, "-P", "-m", "local.server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--setup-attempts", "1", "--package", str(package.resolve())]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LOG_FORMAT": "json"}
+
+    def receive(entry: Entry) -> None:
+        ours = entry.target == SERVER and not entry.message.startswith("ready")
+        if ours and entry.level == "ERROR":
+            server.trouble = entry.message
+        elif entry.said or ours or (entry.target == SETUP and entry.level == "ERROR"):
+            screen.line(entry.message)
+
+    process = spawn(command, folder=ROOT, environment=environment)
+    assert process.stdout
+    server._process = process
+    pump = follow(process.stdout, receive)
+    try:
+        yield server
+    finally:
+        stop(process, threading.Event().wait, grace=15)
+        pump.join(timeout=5)
+
+
+@contextmanager
+def some_server(options: argparse.Namespace, screen: Screen) -> Iterator[Server]:
+    """The server at --url, or one of our own."""
+    if options.url:
+        yield Server(options.url)
+        return
+    with own_server(options.package, screen) as server:
+        yield server
+
+
+def document(options: argparse.Namespace) -> Json:
+    """The schema: of the running server, or made from source."""
+    if not options.url:
+        return dict(json.loads(schema.generate(Package.load(options.package))))
+    try:
+        answer = requests.get(f"{options.url.rstrip('/')}/openapi.json", timeout=10)
+        answer.raise_for_status()
+        return dict(answer.json())
+    except (requests.RequestException, ValueError) as error:
+        raise PredictionFailedError(f"{options.url} gives no schema: {error}") from error
+
+
+def predict(options: argparse.Namespace, screen: Screen) -> None:
+    """Check, serve, predict, save."""
+    check_writable(options.output)
+    inputs = Inputs(document(options))
+    given = inputs.from_json(options.json) if options.json else inputs.from_flags(options.input)
+    identifier = f"cli-{secrets.token_hex(8)}"
+    screen.status("starting the server")
+    with some_server(options, screen) as server:
+        server.wait_until_ready()
+        screen.status("predicting")
+        try:
+            answer = server.predict(identifier, given, screen)
+        except KeyboardInterrupt:
+            server.cancel(identifier)
+            raise
+        if answer.get("status") != "succeeded":
+            raise PredictionFailedError(_failure(answer))
+        if options.url:
+            for line in re.split(r"[\r\n]+", str(answer.get("logs") or "").strip()):
+                screen.line(line)
+        paths, text = save(answer.get("output"), options.output)
+        screen.close()
+        for shown in [*paths, *([] if text is None else [text])]:
+            print(shown, flush=True)  # noqa: T201
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """script/predict: 0 when there is an output, 1 when not, 130 after Ctrl-C."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    options, screen = arguments(), Screen()
+    try:
+        predict(options, screen)
+    except (SchemaError, PackageError, ValueProblemError, OutputError, PredictionFailedError) as error:
+        screen.close()
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        screen.close()
+        print("canceled", file=sys.stderr)  # noqa: T201
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Make .venv with everything the scripts need; does nothing when nothing changed. Standard library only."""
+
+import fcntl
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+RUNTIME = ("requirements.txt", "requirements-local.txt")
+DEVELOPMENT = (*RUNTIME, "requirements-dev.txt")
+# Its dependencies include a second OpenCV and the CUDA build of torch; the tests need neither.
+WITHOUT_DEPENDENCIES = "invisible-watermark==0.2.0"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+class SetupError(Exception):
+    """Setting up failed; the message is for the user."""
+
+
+def fingerprint(files: tuple[str, ...]) -> str:
+    """Changes when a requirement file, this program, or the Python does."""
+    digest = hashlib.sha256(sys.version.encode())
+    for path in (Path(__file__), *(ROOT / name for name in files)):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def done(files: tuple[str, ...]) -> bool:
+    """Whether .venv is what these files ask for."""
+    return PYTHON.exists() and stamp(files).exists() and stamp(files).read_text() == fingerprint(files)
+
+
+def stamp(files: tuple[str, ...]) -> Path:
+    """The file that says what was installed."""
+    return VENV / ("setup-dev" if files == DEVELOPMENT else "setup")
+
+
+def run(*command: str) -> str:
+    """Run command quietly; its output is shown only when it fails."""
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    if result.returncode:
+        tail = "\n".join((result.stdout + result.stderr).strip().splitlines()[-20:])
+        raise SetupError(f"{' '.join(command)}\n{tail}\nscript/setup failed; run it again when that is mended")
+    return result.stdout
+
+
+def pip(*arguments: str) -> str:
+    """Run pip in .venv."""
+    return run(str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments)
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether a CUDA build of torch would be of use."""
+    return Path("/dev/nvidia0").exists() or bool(shutil.which("nvidia-smi"))
+
+
+def install_cpu_torch(requirements: str) -> None:
+    """Without a GPU take the small CPU build of the pinned torch, wherever one can be had; else leave it to pip."""
+    pinned = re.search(r"(?m)^torch==[\w.+]+", requirements)
+    if not pinned or has_nvidia_gpu() or not sys.platform.startswith("linux"):
+        return
+    try:
+        with tempfile.NamedTemporaryFile(suffix=".json") as report:
+            pip("install", "--quiet", "--dry-run", "--no-deps", "--report", report.name, pinned[0])
+            if re.search(r"%2Bcpu|\+cpu", Path(report.name).read_text()) or f"{pinned[0]}\n" in installed():
+                return
+        pip("install", "--quiet", "--retries", "1", "--timeout", "15", "--extra-index-url", CPU_INDEX, pinned[0])
+    except SetupError:
+        return
+
+
+def installed() -> str:
+    """The packages in .venv, as pip freeze writes them."""
+    return pip("freeze")
+
+
+def install(files: tuple[str, ...]) -> None:
+    """Install everything that files ask for."""
+    if not (VENV / "bin" / "pip").exists():
+        run(sys.executable, "-m", "venv", str(VENV))
+    install_cpu_torch((ROOT / RUNTIME[0]).read_text())
+    pip("install", "--quiet", *(argument for name in files for argument in ("-r", str(ROOT / name))))
+    if files == DEVELOPMENT:
+        pip("install", "--quiet", "--no-deps", WITHOUT_DEPENDENCIES)
+        stamp(DEVELOPMENT).write_text(fingerprint(DEVELOPMENT))
+    stamp(RUNTIME).write_text(fingerprint(RUNTIME))
+
+
+def main() -> int:
+    """script/setup [--dev]."""
+    files = DEVELOPMENT if "--dev" in sys.argv[1:] else RUNTIME
+    if done(files):
+        return 0
+    VENV.mkdir(exist_ok=True)
+    with (VENV / "setup.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if done(files):  # by whoever held the lock
+            return 0
+        print("Setting up .venv; the first time takes some minutes ...", file=sys.stderr, flush=True)  # noqa: T201
+        try:
+            install(files)
+        except (SetupError, OSError) as error:
+            print(error, file=sys.stderr)  # noqa: T201
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""HTTP as this package speaks it: one guarded GET, for addresses that a user or an operator names.
+
+`requests` rather than huggingface_hub, whose file transport can neither be given an address guard nor resume
+a file in parallel pieces; one transport serves the hub, CivitAI and plain URLs alike.
+
+The guard sits where it cannot be talked around: in the connection itself. Whatever spelling the URL used
+(decimal, octal, hexadecimal, IPv6, a name, a redirect), its host is resolved once, every address is checked,
+and the socket goes to a checked address. A name that changes its answer between check and connection gains
+nothing.
+"""
+
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.utils import get_environ_proxies
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import NameResolutionError, NewConnectionError
+from urllib3.util.connection import create_connection
+
+from errors import WeightsError
+
+Get = Callable[[str, Mapping[str, str]], requests.Response]
+
+REDIRECTS = 10
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+TUNNELS = [ipaddress.ip_network(network) for network in ("2002::/16", "2001::/32", "64:ff9b:1::/48", "::/96")]
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address lies on the public internet, also when it is an IPv4 address in IPv6 clothes."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            return is_public(str(ip.ipv4_mapped))
+        if ip in NAT64:
+            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+        if ip.is_site_local or any(ip in network for network in TUNNELS):
+            return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+
+
+def connect_checked(connection: HTTPConnection) -> socket.socket:
+    """A socket to the connection's host, resolved once and only to public addresses."""
+    try:
+        found = socket.getaddrinfo(connection.host, connection.port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # a label too long for DNS
+        raise WeightsError(f"{connection.host!r} is no host name; check the URL") from error
+    except socket.gaierror as error:
+        raise NameResolutionError(connection.host, connection, error) from error
+    addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
+    if not addresses or not all(map(is_public, addresses)):
+        # The address itself stays unsaid: an error must not map the private network.
+        raise WeightsError(f"host {connection.host!r} is not on the public internet; use a public http(s) URL")
+    failure: OSError = OSError("no address")
+    for address in addresses:
+        try:
+            return create_connection(
+                (address, connection.port),
+                connection.timeout,
+                source_address=connection.source_address,
+                socket_options=connection.socket_options,
+            )
+        except OSError as error:
+            failure = error
+    raise NewConnectionError(connection, f"no connection: {failure}") from failure
+
+
+class CheckedHTTP(HTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        return connect_checked(self)
+
+
+class CheckedHTTPS(HTTPSConnection):
+    def _new_conn(self) -> socket.socket:
+        return connect_checked(self)
+
+
+class CheckedHTTPPool(HTTPConnectionPool):
+    ConnectionCls = CheckedHTTP
+
+
+class CheckedHTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = CheckedHTTPS
+
+
+class CheckedAdapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": CheckedHTTPPool, "https": CheckedHTTPSPool}
+
+
+def getter(
+    *, allow_private: bool, headers: Mapping[str, str] | None = None, timeout: tuple[float, float] = (10, 30)
+) -> Get:
+    """A GET of (url, headers) that streams and follows redirects by hand; `.history` holds the hops.
+
+    allow_private  for addresses that the operator configured: private ones are reached too, and the
+                   environment's proxies apply. Never for a URL out of a request.
+    headers        sent to the first origin only, as is right for a token.
+    timeout        seconds to connect, and without any byte arriving.
+    """
+    session = requests.Session()
+    session.trust_env = False  # no ~/.netrc password for a host that a user named, no proxy past the guard
+    session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or True
+    adapter = (HTTPAdapter if allow_private else CheckedAdapter)(pool_connections=8, pool_maxsize=16)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+
+    def get(url: str, extra: Mapping[str, str]) -> requests.Response:
+        origin = _origin(url)
+        history: list[requests.Response] = []
+        for _ in range(REDIRECTS + 1):
+            own = (headers or {}) if _origin(url) == origin else {}
+            response = session.get(
+                url,
+                headers={"Accept-Encoding": "identity", "User-Agent": "sdxl-cog", **own, **extra},
+                proxies=get_environ_proxies(url) if allow_private else {},
+                timeout=timeout,
+                stream=True,
+                allow_redirects=False,
+            )
+            if not response.is_redirect:
+                response.history = history
+                return response
+            response.close()
+            history.append(response)
+            url = _next_hop(url, response.headers["Location"])
+        raise WeightsError(f"{origin[1]} redirects more than {REDIRECTS} times; give the file's direct URL")
+
+    return get
+
+
+def _next_hop(url: str, location: str) -> str:
+    target = urljoin(url, location)
+    if urlsplit(url).scheme == "https" and _origin(target)[0] != "https":
+        raise WeightsError(f"{_origin(url)[1]} redirects from https to http; give a URL that stays on https")
+    return target
+
+
+def _origin(url: str) -> tuple[str, str]:
+    """(scheme, host:port) of an http(s) URL; anything else is refused."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise WeightsError(f"{url[:100]!r} is no valid URL ({error}); use http(s)://host/file") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise WeightsError(f"{url[:100]!r} is not an http(s) URL; use http(s)://host/file")
+    return parts.scheme, f"{parts.hostname}:{port or (443 if parts.scheme == 'https' else 80)}"

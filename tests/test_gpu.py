@@ -1,0 +1,53 @@
+"""What only a card can show. Run with `pytest -m gpu`; the last ones want SDXL 1.0's weights (SDXL_MODEL=sdxl-1.0)."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import weights
+from sdxl.models import Models, load_models
+from sdxl.placement import GIB, Placement
+from tests.painting import difference, picture
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def on_card(tier: str, model: str = "miniature") -> Models:
+    return load_models(weights.resolve(model), Placement(torch.device("cuda"), tier), torch.float16)
+
+
+@pytest.fixture
+def peak() -> None:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    error = np.mean((np.asarray(a, float) - np.asarray(b, float)) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+@pytest.mark.parametrize("scheduler", ["K_EULER", "DPMSolverMultistep", "PNDM"])
+def test_half_precision_gives_the_cpus_picture(scheduler: str, models: Models) -> None:
+    assert psnr(picture(on_card("resident"), scheduler=scheduler), picture(models, scheduler=scheduler)) > 30
+
+
+@pytest.mark.parametrize("tier", ["swap", "stream"])
+def test_every_tier_gives_the_same_picture(tier: str) -> None:
+    asked = {"refine": "expert_ensemble_refiner"}
+    assert difference(picture(on_card(tier), **asked), picture(on_card("resident"), **asked)) <= 1
+
+
+@pytest.mark.skipif(os.environ.get("SDXL_MODEL") != "sdxl-1.0", reason="needs SDXL 1.0 (SDXL_MODEL=sdxl-1.0)")
+@pytest.mark.parametrize(("tier", "limit"), [("resident", 20), ("swap", 12), ("stream", 8)])
+@pytest.mark.usefixtures("peak")
+def test_memory_of_each_tier(tier: str, limit: float) -> None:
+    made = picture(on_card(tier, "sdxl-1.0"), refine="expert_ensemble_refiner")
+    assert np.asarray(made).std() > 5, "a flat picture: NaN or an overflow in the VAE"
+    assert torch.cuda.max_memory_allocated() <= limit * GIB

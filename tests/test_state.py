@@ -1,0 +1,238 @@
+"""A request never changes what a later one returns: after success, failure anywhere, or cancel at any step."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cog import CancelationException
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from errors import SDXLError
+from predict import Predictor
+from sdxl.schedulers import SCHEDULERS
+from tests.conftest import ROOT
+from tests.predicting import predict, show
+
+# What is asked again and again: one request of each kind that the reference let others spoil.
+PROBES: list[dict[str, Any]] = [
+    {"seed": 11, "prompt": "a red circle on a blue background"},
+    {"seed": 12, "scheduler": "DPMSolverMultistep", "refine": "expert_ensemble_refiner"},
+    {"seed": 13, "scheduler": "K_EULER_ANCESTRAL", "refine": "base_image_refiner", "num_outputs": 2},
+]
+PARTS = ("text_encoder", "text_encoder_2", "base", "refiner", "vae.encoder", "vae.decoder", "safety")
+
+
+class Injected(Exception):
+    """A failure that no code of ours expects."""
+
+
+def digests(predictor: Predictor) -> list[str]:
+    """What the probes give, byte for byte."""
+    files = [path for probe in PROBES for path in predict(predictor, **probe)]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+
+
+@pytest.fixture(scope="module")
+def fresh() -> list[str]:
+    """What the probes give in a process that has done nothing else."""
+    code = "import json\nfrom tests.test_state import started, digests\nprint(json.dumps(digests(started())))"
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    found: list[str] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+def started() -> Predictor:
+    """A predictor with the miniature, on one thread: the number of threads changes the last bit of a sum."""
+    import os
+
+    os.environ["SDXL_MODEL"] = "miniature"
+    torch.set_num_threads(1)
+    predictor = Predictor()
+    predictor.setup()
+    return predictor
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return started()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("inputs")
+    Image.new("RGB", (96, 72), "green").save(folder / "photo.png")
+    mask = Image.new("L", (96, 72), 0)
+    mask.paste(255, (20, 20, 60, 50))
+    mask.save(folder / "mask.png")
+    (folder / "text.png").write_text("no picture")
+    return {"image": folder / "photo.png", "mask": folder / "mask.png", "text": folder / "text.png"}
+
+
+def part_of(predictor: Predictor, name: str) -> torch.nn.Module:
+    models = predictor.models
+    assert models.refiner is not None
+    assert models.safety is not None
+    return {
+        "text_encoder": models.text.text_encoder,
+        "text_encoder_2": models.text.text_encoder_2,
+        "base": models.base,
+        "refiner": models.refiner,
+        "vae.encoder": models.vae.encoder,
+        "vae.decoder": models.vae.decoder,
+        "safety": models.safety.checker.vision_model,
+    }[name]
+
+
+@contextmanager
+def raising(part: torch.nn.Module, error: BaseException, call: int) -> Iterator[None]:
+    """The `call`-th forward of a real module raises, as an out-of-memory or a cancel would."""
+    left = call
+
+    def hook(*_: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise error
+
+    handle = part.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+REQUESTS = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 99),
+        "prompt": st.sampled_from(["a blue star", "(a cat)1.4 on red--", "a b c " * 60, "TOK <s0> 猫🐱"]),
+        "negative_prompt": st.sampled_from(["", "green++"]),
+        "scheduler": st.sampled_from(list(SCHEDULERS)),
+        "refine": st.sampled_from(["no_refiner", "expert_ensemble_refiner", "base_image_refiner"]),
+        "high_noise_frac": st.sampled_from([0.0, 0.5, 1.0]),
+        "num_inference_steps": st.integers(1, 3),
+        "guidance_scale": st.sampled_from([0, 1, 7.5]),
+        "guidance_rescale": st.sampled_from([0, 0.7]),
+        "apply_watermark": st.booleans(),
+        "disable_safety_checker": st.booleans(),
+        "output_format": st.sampled_from(["png", "jpg", "webp"]),
+        "mode": st.sampled_from(["text", "image", "mask"]),
+        "width": st.sampled_from([None, 64, 77, 160]),
+    }
+)
+MISHAPS = st.one_of(
+    st.just(("none", "", 0)),
+    st.tuples(st.sampled_from(["fail", "cancel"]), st.sampled_from(PARTS), st.integers(0, 3)),
+    st.sampled_from([("bad", "size", 0), ("bad", "image", 0), ("bad", "mask", 0), ("bad", "prompt", 0)]),
+)
+BAD: dict[str, dict[str, Any]] = {
+    "size": {"width": 63},
+    "image": {"image": "text"},
+    "mask": {"image": None, "mask": "mask"},
+    "prompt": {"prompt": "word " * 20_000},
+}
+
+
+def disturb(
+    predictor: Predictor, files: dict[str, Path], request: dict[str, Any], mishap: tuple[str, str, int]
+) -> None:
+    kind, where, call = mishap
+    asked = {name: value for name, value in request.items() if name != "mode"}
+    asked |= {
+        name: name for name in {"text": (), "image": ("image",), "mask": ("image", "mask")}[request["mode"]]
+    }
+    asked |= BAD[where] if kind == "bad" else {}
+    asked |= {name: files[asked[name]] for name in ("image", "mask") if asked.get(name)}
+    error: BaseException = CancelationException() if kind == "cancel" else Injected()
+    mischief: Callable[[], Any] = lambda: predict(predictor, **asked)  # noqa: E731
+    if kind in ("fail", "cancel"):
+        with raising(part_of(predictor, where), error, call), suppress(Injected, CancelationException):
+            mischief()
+    elif kind == "bad":
+        with pytest.raises(SDXLError):
+            mischief()
+    else:
+        mischief()
+
+
+def test_a_repeat_is_the_same_and_equals_a_fresh_process(predictor: Predictor, fresh: list[str]) -> None:
+    assert digests(predictor) == fresh
+    assert digests(predictor) == fresh
+
+
+@given(st.lists(st.tuples(REQUESTS, MISHAPS), min_size=1, max_size=4))
+@settings(
+    deadline=None,
+    max_examples=12,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_any_requests_leave_no_trace(
+    predictor: Predictor, fresh: list[str], files: dict[str, Path], history: list[tuple[dict[str, Any], Any]]
+) -> None:
+    for request, mishap in history:
+        disturb(predictor, files, request, mishap)
+    assert digests(predictor) == fresh
+
+
+@pytest.mark.parametrize("refine", ["expert_ensemble_refiner", "base_image_refiner"])
+@pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+def test_cancel_at_every_step_leaves_no_trace(
+    scheduler: str, refine: str, predictor: Predictor, fresh: list[str]
+) -> None:
+    asked = {
+        "scheduler": scheduler,
+        "refine": refine,
+        "num_inference_steps": 4,
+        "refine_steps": 2,
+        "high_noise_frac": 0.5,
+    }
+    for name in ("base", "refiner"):
+        for call in range(4):
+            with (
+                raising(part_of(predictor, name), CancelationException(), call),
+                suppress(CancelationException),
+            ):
+                predict(predictor, **asked)
+    assert digests(predictor) == fresh
+
+
+def test_weights_are_never_written(predictor: Predictor, files: dict[str, Path]) -> None:
+    def summary() -> list[int]:
+        modules = [part_of(predictor, name) for name in PARTS]
+        return [
+            tensor._version for module in modules for tensor in module.state_dict(keep_vars=True).values()
+        ]
+
+    before = summary()
+    predict(predictor, image=files["image"], mask=files["mask"], refine="expert_ensemble_refiner")
+    assert summary() == before
+
+
+def test_only_the_last_predictions_files_stay(predictor: Predictor) -> None:
+    first = predict(predictor, num_outputs=2)
+    for _ in range(4):
+        last = predict(predictor)
+    assert all(path.exists() for path in last)
+    assert not any(path.exists() for path in first)
+
+
+def test_what_fails_leaves_no_file(predictor: Predictor) -> None:
+    kept = {path for path in predictor.outputs.root.rglob("*") if path.is_file()}
+    with raising(part_of(predictor, "vae.decoder"), Injected(), 1), pytest.raises(Injected):
+        predict(predictor, num_outputs=3)
+    assert {path for path in predictor.outputs.root.rglob("*") if path.is_file()} <= kept
+
+
+def test_pictures_can_be_shown(predictor: Predictor) -> None:
+    (path,) = predict(predictor, width=100, height=72)
+    assert show(path).size == (100, 72)

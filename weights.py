@@ -1,0 +1,235 @@
+"""What comes from where: `resolve(os.environ.get("SDXL_MODEL"))` names a model's files and fetches them.
+
+SDXL_MODEL    sdxl-1.0 (the default), miniature, a folder, one .safetensors checkpoint, or the URL of one
+SDXL_CACHE    where downloads are kept; ~/.cache/sdxl if unset
+SDXL_OFFLINE  1: no request is ever made; what is complete in the cache serves
+HF_ENDPOINT   another hub; HF_TOKEN is the token for it
+
+What is complete in the cache is used without any request, online too. No torch here: downloads begin before
+torch is imported; only the one conversion of the safety checker imports it.
+"""
+
+import hashlib
+import json
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import download
+import network
+from answers import Item, Manner, shown
+from disk import locked, safetensors_keys
+from errors import WeightsError
+
+ROOT = Path(__file__).resolve().parent
+MINIATURE = ROOT / "miniature" / "weights"
+CONFIGS = ROOT / "sdxl" / "configs"
+SOURCES = CONFIGS / "sources.json"
+ACCEPTED = "use sdxl-1.0, miniature, a folder with base/ and refiner/, or a .safetensors file (path or URL)"
+HUB = "https://huggingface.co"
+LARGEST = 32 << 30  # bytes of a checkpoint given by URL; SDXL in fp32 has 14 GB
+PICKLE = "pytorch_model.bin"
+# What marks an SDXL base checkpoint: its UNet, CLIP-L and bigG, as diffusers' single-file loader knows them
+MARKS = (
+    "model.diffusion_model.input_blocks.0.0.weight",
+    "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight",
+    "conditioner.embedders.1.model.positional_embedding",
+)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model lies on this machine; every path exists and is complete.
+
+    base            a diffusers folder, or one .safetensors checkpoint (then `config` is set)
+    refiner         a diffusers folder, or None: only no_refiner can be served. Its text_encoder_2,
+                    tokenizer_2 and vae may be absent: they are base's, so pass those
+    vae             a folder with the VAE to use in place of base's, or None: base's own
+    safety_checker  a folder with config.json, preprocessor_config.json, model.safetensors, or None
+    config          for a single file: the folder for `from_single_file(base, config=...)`
+    """
+
+    base: Path
+    refiner: Path | None = None
+    vae: Path | None = None
+    safety_checker: Path | None = None
+    config: Path | None = None
+
+
+def resolve(model: str | None, *, manner: Manner | None = None) -> ModelFiles:
+    """The files of the model that SDXL_MODEL names; what is missing is downloaded."""
+    name = (model or "sdxl-1.0").strip()
+    manner = manner or Manner()
+    if name == "sdxl-1.0":
+        return ModelFiles(**_hub(("base", "refiner", "vae", "safety_checker"), manner))
+    if name == "miniature":
+        return _folder(MINIATURE)
+    if urlsplit(name).scheme in ("http", "https"):
+        return _single(_from_url(name, manner), manner)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        return _single(path, manner)
+    raise WeightsError(f"SDXL_MODEL={name!r} is neither a known model nor an existing path; {ACCEPTED}")
+
+
+def variant(folder: Path) -> str | None:
+    """The `variant=` with which diffusers loads this folder: "fp16" where its weights are named so."""
+    return "fp16" if any(folder.rglob("*.fp16.safetensors")) else None
+
+
+def cache_root() -> Path:
+    return Path(os.environ.get("SDXL_CACHE") or "~/.cache/sdxl").expanduser()
+
+
+def offline() -> bool:
+    return os.environ.get("SDXL_OFFLINE", "") not in ("", "0")
+
+
+def _folder(folder: Path) -> ModelFiles:
+    """A folder with base/ and, if there, refiner/, vae/ and safety_checker/; or a base folder itself."""
+    if (folder / "model_index.json").is_file():
+        return ModelFiles(base=_with_weights(folder, own_vae=True))
+    if not (folder / "base" / "model_index.json").is_file():
+        raise WeightsError(f"SDXL_MODEL={str(folder)!r} holds no base/model_index.json; {ACCEPTED}")
+    vae, checker, refiner = folder / "vae", folder / "safety_checker", folder / "refiner"
+    own_vae = not (vae / "config.json").is_file()
+    if (refiner / "model_index.json").is_file():
+        _with_weights(refiner, parts=("unet",))
+    return ModelFiles(
+        base=_with_weights(folder / "base", own_vae=own_vae),
+        refiner=refiner if (refiner / "model_index.json").is_file() else None,
+        vae=None if own_vae else vae,
+        safety_checker=checker if (checker / "model.safetensors").is_file() else None,
+    )
+
+
+def _with_weights(
+    folder: Path,
+    *,
+    parts: tuple[str, ...] = ("unet", "text_encoder", "text_encoder_2"),
+    own_vae: bool = False,
+) -> Path:
+    """The folder itself, once each part of it was seen to hold weights."""
+    for part in (*parts, "vae") if own_vae else parts:
+        if not any((folder / part).glob("*.safetensors")):
+            raise WeightsError(
+                f"{folder / part} holds no .safetensors file; copy it again, or save the model with "
+                "save_pretrained(safe_serialization=True)"
+            )
+    return folder
+
+
+def _single(path: Path, manner: Manner) -> ModelFiles:
+    """One checkpoint file, with the fp16-safe VAE and the safety checker of sdxl-1.0.
+
+    The refiner is sdxl-1.0's where that is complete in the cache: such checkpoints rarely want it, and 4.5 GB
+    are not fetched unasked. Offline, the same goes for the VAE and the checker.
+    """
+    require_base_checkpoint(path)
+    if not offline():
+        _hub(("vae", "safety_checker"), manner)
+    extras = {part: _cached(part) for part in ("refiner", "vae", "safety_checker")}
+    return ModelFiles(base=path, config=CONFIGS / "base", **extras)
+
+
+def require_base_checkpoint(path: Path) -> None:
+    """Refuse what is cut short or is something else than an SDXL base checkpoint, by its header alone."""
+    keys = safetensors_keys(path)
+    if missing := [mark for mark in MARKS if mark not in keys]:
+        raise WeightsError(
+            f"{path} is no SDXL base checkpoint, it has no {missing[0]!r}; LoRAs, refiners and other models "
+            "do not go in SDXL_MODEL"
+        )
+
+
+def _from_url(url: str, manner: Manner) -> Path:
+    """The checkpoint at a URL, kept under the URL's digest: another URL is another file."""
+    folder = cache_root() / "url" / hashlib.sha256(url.encode()).hexdigest()[:32]
+    path = folder / "model.safetensors"
+    if path.is_file():
+        return path
+    _require_online(path)
+    with locked(folder / ".lock"):
+        get = network.getter(allow_private=False, timeout=(10, manner.patience.window))
+        download.fetch([Item(url, path)], get, label="checkpoint", manner=replace(manner, limit=LARGEST))
+        try:
+            require_base_checkpoint(path)
+        except WeightsError as error:
+            path.unlink()
+            raise WeightsError(f"{shown(url)} is not what SDXL_MODEL takes: {error}") from error
+    return path
+
+
+def _hub(parts: tuple[str, ...], manner: Manner) -> dict[str, Path]:
+    """Parts of sdxl-1.0, whole in the cache."""
+    missing = sorted(_cache_folder(part) for part in parts if not _cached(part))
+    if missing:
+        _require_online(missing[0])
+        token = os.environ.get("HF_TOKEN")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        # The operator chose this endpoint: it may be a mirror inside, and the environment's proxies apply
+        get = network.getter(allow_private=True, headers=headers, timeout=(10, manner.patience.window))
+        with ExitStack() as locks:
+            for folder in missing:  # in one order for all processes, so that none waits for another in a ring
+                locks.enter_context(locked(folder / ".lock"))
+            items = [item for part in parts for item in _items(part)]
+            download.fetch(items, get, label="sdxl-1.0", manner=manner)
+            for folder in missing:
+                if (folder / PICKLE).is_file():
+                    _convert(folder)
+    return {part: _cache_folder(part) for part in parts}
+
+
+def _items(part: str) -> list[Item]:
+    source, folder = _source(part), _cache_folder(part)
+    endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    base = f"{endpoint}/{source['repo']}/resolve/{source['revision']}"
+    return [
+        Item(f"{base}/{quote(name)}", folder / name, size, sha256)
+        for name, (size, sha256) in source["files"].items()
+        if name != PICKLE or not (folder / "model.safetensors").is_file()
+    ]
+
+
+def _convert(folder: Path) -> None:
+    """The safety checker's pickle, its digest verified, as safetensors in fp16; the pickle goes."""
+    import torch
+    from safetensors.torch import save_file
+
+    state = torch.load(folder / PICKLE, map_location="cpu", weights_only=True)
+    # position_ids is a plain 0..n-1 that current transformers makes itself
+    kept = {
+        name: value.half().contiguous() if value.is_floating_point() else value.contiguous()
+        for name, value in state.items()
+        if not name.endswith(".position_ids")
+    }
+    fresh = folder / "model.safetensors.new"
+    save_file(kept, fresh, metadata={"format": "pt"})
+    fresh.replace(folder / "model.safetensors")
+    (folder / PICKLE).unlink()
+
+
+def _source(part: str) -> Any:
+    return json.loads(SOURCES.read_text())[part]
+
+
+def _cache_folder(part: str) -> Path:
+    source = _source(part)
+    return cache_root() / str(source["repo"]).replace("/", "--") / str(source["revision"])
+
+
+def _cached(part: str) -> Path | None:
+    """The part's folder if every file of it is there; files come there only whole."""
+    folder = _cache_folder(part)
+    names = ["model.safetensors" if name == PICKLE else name for name in _source(part)["files"]]
+    return folder if all((folder / name).is_file() for name in names) else None
+
+
+def _require_online(path: Path) -> None:
+    if offline():
+        raise WeightsError(f"{path} is not complete and SDXL_OFFLINE is set; unset it once to download")
