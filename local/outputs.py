@@ -46,6 +46,8 @@ def save(output: Any, given: str | None) -> tuple[list[Path], str | None]:
             return [_write(output[0], path)], None
         numbered = [path.with_name(f"{path.stem}.{number}{path.suffix}") for number in range(len(output))]
         return [_write(item, name) for item, name in zip(output, numbered, strict=True)], None
+    if output in (None, []):
+        return [], None
     text = output if isinstance(output, str) else json.dumps(output, indent=2, ensure_ascii=False)
     if given:
         path.write_text(text, encoding="utf-8")

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 from torch.nn import Module
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -232,6 +231,8 @@ def _load_folder(base: Path, load: Callable[..., Future[Any]]) -> _Parts:
 
 def _load_file(base: Path, config: Path, dtype: torch.dtype) -> _Parts:
     """One .safetensors checkpoint with the original (SGM) names, read by diffusers with local configs."""
+    from diffusers import StableDiffusionXLPipeline  # half a second that only this case needs
+
     try:
         pipe = StableDiffusionXLPipeline.from_single_file(
             str(base), config=str(config), dtype=dtype, local_files_only=True, add_watermarker=False
