@@ -9,7 +9,7 @@ from PIL import Image
 
 import weights
 from errors import InputError, reported
-from inputs import guard_downloads
+from fetch.inputs import guard_downloads
 from sdxl.canvas import make_canvas, open_image
 from sdxl.generate import generate, plan
 from sdxl.models import load_models
@@ -177,9 +177,7 @@ class Predictor(BaseRunner):
             le=1024,
             default=None,
         ),
-        prompt_2: Optional[str] = Input(
-            description="Prompt for the second text encoder. Blank: prompt.", default=None
-        ),
+        prompt_2: Optional[str] = Input(description="Prompt for the second text encoder. Blank: prompt.", default=None),
         negative_prompt_2: Optional[str] = Input(
             description="Negative prompt for the second text encoder. Blank: negative_prompt.", default=None
         ),
@@ -237,9 +235,7 @@ class Predictor(BaseRunner):
     ) -> list[Path]:
         """Pictures of the prompt, one per seed; unsafe ones are left out."""
         unsaid = ("self", "image", "mask", "seed")
-        parameters = {
-            name: value for name, value in locals().items() if name not in unsaid and value is not None
-        }
+        parameters = {name: value for name, value in locals().items() if name not in unsaid and value is not None}
         with reported(), torch.inference_mode():
             canvas = make_canvas(
                 native=self.models.native,

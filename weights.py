@@ -13,16 +13,16 @@ import hashlib
 import json
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-import download
-import network
-from answers import Item, Manner, shown
-from disk import locked, safetensors_keys
 from errors import WeightsError
+from fetch import download, network
+from fetch.answers import Item, Manner, shown
+from fetch.disk import locked, safetensors_keys
+from sdxl.files import ModelFiles
 
 ROOT = Path(__file__).resolve().parent
 MINIATURE = ROOT / "miniature" / "weights"
@@ -38,25 +38,6 @@ MARKS = (
     "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight",
     "conditioner.embedders.1.model.positional_embedding",
 )
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """Where a model lies on this machine; every path exists and is complete.
-
-    base            a diffusers folder, or one .safetensors checkpoint (then `config` is set)
-    refiner         a diffusers folder, or None: only no_refiner can be served. Its text_encoder_2,
-                    tokenizer_2 and vae may be absent: they are base's, so pass those
-    vae             a folder with the VAE to use in place of base's, or None: base's own
-    safety_checker  a folder with config.json, preprocessor_config.json, model.safetensors, or None
-    config          for a single file: the folder for `from_single_file(base, config=...)`
-    """
-
-    base: Path
-    refiner: Path | None = None
-    vae: Path | None = None
-    safety_checker: Path | None = None
-    config: Path | None = None
 
 
 def resolve(model: str | None, *, manner: Manner | None = None) -> ModelFiles:

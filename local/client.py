@@ -21,7 +21,7 @@ import requests
 
 from local import schema
 from local.annotations import Json, SchemaError
-from local.logs import SERVER, SETUP, Entry, follow
+from local.logs import SERVER, Entry, follow
 from local.outputs import OutputError, check_writable, save
 from local.package import ROOT, Package, PackageError
 from local.processes import spawn, stop
@@ -140,7 +140,7 @@ def own_server(package: Path, screen: Screen) -> Iterator[Server]:
         ours = entry.target == SERVER and not entry.message.startswith("ready")
         if ours and entry.level == "ERROR":
             server.trouble = entry.message
-        elif entry.said or ours or (entry.target == SETUP and entry.level == "ERROR"):
+        elif entry.said or ours:
             screen.line(entry.message)
 
     process = spawn(command, folder=ROOT, environment=environment)

@@ -2,11 +2,8 @@
 
 import fcntl
 import hashlib
-import re
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,7 +13,6 @@ RUNTIME = ("requirements.txt", "requirements-local.txt")
 DEVELOPMENT = (*RUNTIME, "requirements-dev.txt")
 # Its dependencies include a second OpenCV and the CUDA build of torch; the tests need neither.
 WITHOUT_DEPENDENCIES = "invisible-watermark==0.2.0"
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 class SetupError(Exception):
@@ -55,36 +51,10 @@ def pip(*arguments: str) -> str:
     return run(str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments)
 
 
-def has_nvidia_gpu() -> bool:
-    """Whether a CUDA build of torch would be of use."""
-    return Path("/dev/nvidia0").exists() or bool(shutil.which("nvidia-smi"))
-
-
-def install_cpu_torch(requirements: str) -> None:
-    """Without a GPU take the small CPU build of the pinned torch, wherever one can be had; else leave it to pip."""
-    pinned = re.search(r"(?m)^torch==[\w.+]+", requirements)
-    if not pinned or has_nvidia_gpu() or not sys.platform.startswith("linux"):
-        return
-    try:
-        with tempfile.NamedTemporaryFile(suffix=".json") as report:
-            pip("install", "--quiet", "--dry-run", "--no-deps", "--report", report.name, pinned[0])
-            if re.search(r"%2Bcpu|\+cpu", Path(report.name).read_text()) or f"{pinned[0]}\n" in installed():
-                return
-        pip("install", "--quiet", "--retries", "1", "--timeout", "15", "--extra-index-url", CPU_INDEX, pinned[0])
-    except SetupError:
-        return
-
-
-def installed() -> str:
-    """The packages in .venv, as pip freeze writes them."""
-    return pip("freeze")
-
-
 def install(files: tuple[str, ...]) -> None:
     """Install everything that files ask for."""
     if not (VENV / "bin" / "pip").exists():
         run(sys.executable, "-m", "venv", str(VENV))
-    install_cpu_torch((ROOT / RUNTIME[0]).read_text())
     pip("install", "--quiet", *(argument for name in files for argument in ("-r", str(ROOT / name))))
     if files == DEVELOPMENT:
         pip("install", "--quiet", "--no-deps", WITHOUT_DEPENDENCIES)

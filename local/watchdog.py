@@ -4,7 +4,9 @@ After its worker has died coglet stays up and answers 409 to every prediction fo
 failed, with 503. Both are seen by health checks, as cog's own platform does.
 """
 
+import getpass
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +63,9 @@ class Coglet:
             "LOG_FORMAT": "json",
             "COG_LOG_LEVEL": "debug" if variables.get("COG_LOG_LEVEL") == "debug" else "info",
             "TMPDIR": str(workspace.temporary),
+            # Compiled kernels are worth keeping; torch would put them below TMPDIR.
+            "TORCHINDUCTOR_CACHE_DIR": variables.get("TORCHINDUCTOR_CACHE_DIR")
+            or f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}",
         }
 
         def receive(entry: Entry) -> None:
@@ -86,7 +91,8 @@ class Coglet:
         if self.process.poll() is not None:
             return f"coglet ended with exit code {self.process.returncode}"
         if health.get("status") == "SETUP_FAILED":
-            return "setup failed"
+            logs = str(health.get("setup", {}).get("logs", ""))
+            return f"setup failed: {logs.rpartition('setup failed: ')[2].strip()}"
         dead_worker = "channel closed" in health.get("user_healthcheck_error", "")
         if health.get("status") == "DEFUNCT" or dead_worker:
             return "the process that runs the predictor died (out of memory?)"
@@ -118,8 +124,7 @@ class Watchdog:
                 return
             failures = 0 if ready else failures + 1
             if failures >= self._attempts:
-                times = f"{failures} times in a row" if failures > 1 else ""
-                raise SetupFailedError(f"{trouble} {times}".strip() + "; the lines above say why")
+                raise SetupFailedError(trouble + (f" ({failures} times in a row)" if failures > 1 else ""))
             restarts = 0 if ready and time.monotonic() - began > SETTLED else restarts + 1
             pause = min(2.0 ** (restarts - 1), LONGEST)
             self._log.say(f"{trouble}; starting again in {pause:.0f} s", "WARN")

@@ -69,9 +69,7 @@ def denoise(latents: Tensor, experts: Iterable[Expert], *, draw: Draw, kept: Kep
         for step in expert.steps:
             for call in step:
                 model_input = states[0] * call.input_scale
-                noise_preds.appendleft(
-                    predict_noise(expert.unet, model_input, next(timesteps), expert.conditioning)
-                )
+                noise_preds.appendleft(predict_noise(expert.unet, model_input, next(timesteps), expert.conditioning))
                 states.appendleft(_advance(call, states, noise_preds, draw))
                 if kept is not None:
                     states[0] = kept.restore(states[0], call.after)
@@ -88,9 +86,7 @@ def _advance(call: Step, states: Sequence[Tensor], noise_preds: Sequence[Tensor]
     return latents if call.fresh_noise is None else torch.add(latents, draw(), alpha=call.fresh_noise)
 
 
-def predict_noise(
-    unet: torch.nn.Module, model_input: Tensor, timestep: Tensor, conditioning: Conditioning
-) -> Tensor:
+def predict_noise(unet: torch.nn.Module, model_input: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
     """Classifier-free guided noise prediction. model_input (1, 4, h, w) -> (1, 4, h, w), float32."""
     batch = conditioning.prompt_embeds.shape[0]
     noise_pred: Tensor = unet(

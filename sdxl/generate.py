@@ -36,9 +36,7 @@ def plan(models: Models, request: Request) -> list[Pass]:
     """The passes a request needs; their steps are what its progress counts. Raises InputError, computes nothing."""
     sampling = request.sampling
     if sampling.refine != "no_refiner" and not models.has_refiner:
-        raise InputError(
-            f"refine={sampling.refine!r} needs a refiner and this model has none; choose no_refiner."
-        )
+        raise InputError(f"refine={sampling.refine!r} needs a refiner and this model has none; choose no_refiner.")
     make = partial(make_schedule, sampling.scheduler, models.scheduler_config)
     begin = 0 if request.canvas.image is None else sampling.begin()
     schedule = make(sampling.num_inference_steps, begin)
@@ -51,9 +49,7 @@ def plan(models: Models, request: Request) -> list[Pass]:
     return passes
 
 
-def generate(
-    models: Models, request: Request, passes: Sequence[Pass], progress: Progress
-) -> Iterator[Image.Image]:
+def generate(models: Models, request: Request, passes: Sequence[Pass], progress: Progress) -> Iterator[Image.Image]:
     """Yield the picture of each seed, as soon as it is done.
 
     Each seed is computed for itself, so a picture is the same, bit for bit, whatever it was asked for together with.
@@ -163,9 +159,7 @@ def _experts(models: Models, request: Request, each: Pass, embeds: PromptEmbeds)
             yield Expert(unet, _conditioning(unet, request, own, models.placement.device), steps)
 
 
-def _conditioning(
-    unet: torch.nn.Module, request: Request, embeds: PromptEmbeds, device: torch.device
-) -> Conditioning:
+def _conditioning(unet: torch.nn.Module, request: Request, embeds: PromptEmbeds, device: torch.device) -> Conditioning:
     sampling = request.sampling
     prompt_embeds, text_embeds = embeds.prompt_embeds, embeds.pooled_prompt_embeds
     positive, negative = time_ids(config_of(unet), text_embeds.shape[-1], request)

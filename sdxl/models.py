@@ -68,25 +68,19 @@ class Models:
         return int(config_of(self.base).sample_size) * self.vae_scale_factor
 
 
-def read_tensors(
-    folder: Path, device: torch.device, dtype: torch.dtype
-) -> Iterator[tuple[str, torch.Tensor]]:
+def read_tensors(folder: Path, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of the folder's .safetensors, the fp16 variant where there is one; one file or shards."""
     files = sorted(folder.glob("*.safetensors"))
     files = [file for file in files if ".fp16" in file.name] or files
     if not files:
-        raise WeightsError(
-            f"{folder.parent.name}/{folder.name} holds no .safetensors file; fetch the model again."
-        )
+        raise WeightsError(f"{folder.parent.name}/{folder.name} holds no .safetensors file; fetch the model again.")
     for file in files:
         try:
             with safe_open(file, "pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
                     yield name, tensors.get_tensor(name).to(device, dtype)
         except SafetensorError as error:
-            raise WeightsError(
-                f"{file.name} in {folder.parent.name}/{folder.name} is damaged ({error})."
-            ) from error
+            raise WeightsError(f"{file.name} in {folder.parent.name}/{folder.name} is damaged ({error}).") from error
 
 
 def fill(module: M, tensors: Iterator[tuple[str, torch.Tensor]], device: torch.device) -> M:
@@ -101,13 +95,9 @@ def fill(module: M, tensors: Iterator[tuple[str, torch.Tensor]], device: torch.d
         state[name if name in wanted else short] = tensor
     state = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
     if unknown := state.keys() - wanted:
-        raise WeightsError(
-            f"{len(unknown)} weights fit no layer of {type(module).__name__}, first {min(unknown)!r}."
-        )
+        raise WeightsError(f"{len(unknown)} weights fit no layer of {type(module).__name__}, first {min(unknown)!r}.")
     if missing := wanted - state.keys():
-        raise WeightsError(
-            f"{len(missing)} weights of {type(module).__name__} are missing, first {min(missing)!r}."
-        )
+        raise WeightsError(f"{len(missing)} weights of {type(module).__name__} are missing, first {min(missing)!r}.")
     module.load_state_dict(state, assign=True)
     for part in module.modules():
         if isinstance(part, CLIPTextEmbeddings):
@@ -120,15 +110,11 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"{folder.parent.name}/{folder.name}/config.json cannot be read: {error}."
-        ) from error
+        raise WeightsError(f"{folder.parent.name}/{folder.name}/config.json cannot be read: {error}.") from error
     return config
 
 
-def load_module(
-    folder: Path, make: Callable[[dict[str, Any]], M], device: torch.device, dtype: torch.dtype
-) -> M:
+def load_module(folder: Path, make: Callable[[dict[str, Any]], M], device: torch.device, dtype: torch.dtype) -> M:
     """One module from a folder with config.json and .safetensors; `make` builds it from the config."""
     with torch.device("meta"):
         module = make(_config(folder))
@@ -151,16 +137,12 @@ def _vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if overflows else dtype
 
 
-def load_models(
-    files: ModelFiles, placement: Placement, dtype: torch.dtype, *, defer_refiner: bool = False
-) -> Models:
+def load_models(files: ModelFiles, placement: Placement, dtype: torch.dtype, *, defer_refiner: bool = False) -> Models:
     """Read a model's files, in parallel, each once. `defer_refiner` leaves the refiner for its first use."""
     device = placement.home()
     with ThreadPoolExecutor(max_workers=4) as pool:
 
-        def load(
-            folder: Path, make: Callable[[dict[str, Any]], Any], dtype: torch.dtype = dtype
-        ) -> Future[Any]:
+        def load(folder: Path, make: Callable[[dict[str, Any]], Any], dtype: torch.dtype = dtype) -> Future[Any]:
             return pool.submit(load_module, folder, make, device, dtype)
 
         def load_refiner() -> UNet2DConditionModel:
@@ -169,15 +151,9 @@ def load_models(
             placement.adopt(refiner)
             return refiner
 
-        safety = (
-            pool.submit(load_safety, files.safety_checker, device, dtype) if files.safety_checker else None
-        )
+        safety = pool.submit(load_safety, files.safety_checker, device, dtype) if files.safety_checker else None
         refiner = pool.submit(load_refiner) if files.refiner and not defer_refiner else None
-        parts = (
-            _load_folder(files.base, load)
-            if files.config is None
-            else _load_file(files.base, files.config, dtype)
-        )
+        parts = _load_folder(files.base, load) if files.config is None else _load_file(files.base, files.config, dtype)
         vae_folder = files.vae or files.base / "vae"
         vae = parts.vae or load(vae_folder, _vae, _vae_dtype(vae_folder, dtype)).result()
         models = Models(
@@ -191,9 +167,7 @@ def load_models(
         )
     if models.scheduler_config.get("prediction_type", "epsilon") != "epsilon":
         kind = models.scheduler_config["prediction_type"]
-        raise WeightsError(
-            f"The checkpoint predicts {kind!r}; SDXL 1.0 and its fine-tunes predict 'epsilon'."
-        )
+        raise WeightsError(f"The checkpoint predicts {kind!r}; SDXL 1.0 and its fine-tunes predict 'epsilon'.")
     for module in (models.text.text_encoder, models.text.text_encoder_2, models.base, models.vae):
         placement.adopt(module)
     if placement.tier == "stream":
@@ -213,9 +187,7 @@ def _load_folder(base: Path, load: Callable[..., Future[Any]]) -> _Parts:
     """Begin to read a diffusers folder."""
     unet = load(base / "unet", _unet)
     encoder = load(base / "text_encoder", lambda config: CLIPTextModel(CLIPTextConfig(**config)))
-    encoder_2 = load(
-        base / "text_encoder_2", lambda config: CLIPTextModelWithProjection(CLIPTextConfig(**config))
-    )
+    encoder_2 = load(base / "text_encoder_2", lambda config: CLIPTextModelWithProjection(CLIPTextConfig(**config)))
     scheduler_config = json.loads((base / "scheduler" / "scheduler_config.json").read_text())
 
     def text() -> TextEncoders:

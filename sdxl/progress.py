@@ -10,12 +10,18 @@ import torch
 from tqdm import tqdm
 
 
+class _Bar(tqdm):
+    """A bar without tqdm's monitor thread: a cancel that arrives while a thread starts hangs the worker for ever."""
+
+    monitor_interval = 0
+
+
 class Progress:
     """A context manager; the bar is in the form that Replicate's clients read progress from."""
 
     def __init__(self, total: int) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._bar = tqdm(total=total, unit="step", disable=total == 0)
+        self._bar = _Bar(total=total, unit="step", disable=total == 0)
 
     def __enter__(self) -> "Progress":
         return self

@@ -106,11 +106,7 @@ class Request:
     micro: MicroConditioning
 
     def __post_init__(self) -> None:
-        if (
-            not self.prompts.prompt.strip()
-            and not (self.prompts.prompt_2 or "").strip()
-            and self.canvas.image is None
-        ):
+        if not self.prompts.prompt.strip() and not (self.prompts.prompt_2 or "").strip() and self.canvas.image is None:
             raise InputError("prompt is empty; say what the picture should show.")
         for seed in self.seeds:
             _between("seed", seed, 0, MAX_SEED)

@@ -69,9 +69,7 @@ def load_safety(folder: Path, device: torch.device | str, dtype: torch.dtype) ->
     return Safety(checker.to(device).eval(), processor)
 
 
-def only_safe(
-    safety: Safety | None, pictures: Iterable[tuple[Image.Image, T]]
-) -> Iterator[tuple[Image.Image, T]]:
+def only_safe(safety: Safety | None, pictures: Iterable[tuple[Image.Image, T]]) -> Iterator[tuple[Image.Image, T]]:
     """The safe ones of a stream of pictures and what belongs to them, each as it comes.
 
     InputError, before any picture is made, where there is no checker; UnsafeContentError at the end if none was safe.

@@ -252,16 +252,10 @@ _KARRAS = partial(DPMSolverMultistepScheduler.from_config, use_karras_sigmas=Tru
 SCHEDULERS: dict[str, _Sampler] = {
     "DDIM": _Sampler(partial(DDIMScheduler.from_config, clip_sample=False), _ddim, _alpha_start),
     "DPMSolverMultistep": _Sampler(_DPM, _dpm_solver, _dpm_start),
-    "HeunDiscrete": _Sampler(
-        partial(HeunDiscreteScheduler.from_config, use_karras_sigmas=False), _heun, _heun_start
-    ),
+    "HeunDiscrete": _Sampler(partial(HeunDiscreteScheduler.from_config, use_karras_sigmas=False), _heun, _heun_start),
     "KarrasDPM": _Sampler(_KARRAS, _dpm_solver, _dpm_start),
-    "K_EULER_ANCESTRAL": _Sampler(
-        EulerAncestralDiscreteScheduler.from_config, _euler_ancestral, _sigma_start
-    ),
-    "K_EULER": _Sampler(
-        partial(EulerDiscreteScheduler.from_config, use_karras_sigmas=False), _euler, _sigma_start
-    ),
+    "K_EULER_ANCESTRAL": _Sampler(EulerAncestralDiscreteScheduler.from_config, _euler_ancestral, _sigma_start),
+    "K_EULER": _Sampler(partial(EulerDiscreteScheduler.from_config, use_karras_sigmas=False), _euler, _sigma_start),
     "PNDM": _Sampler(partial(PNDMScheduler.from_config, skip_prk_steps=True), _pndm, _alpha_start),
 }
 
@@ -275,9 +269,7 @@ def make_schedule(name: str, config: Mapping[str, Any], num_inference_steps: int
     scheduler = sampler.scheduler(config)
     scheduler.set_timesteps(num_inference_steps)
     steps = sampler.steps(scheduler, begin)
-    if (
-        steps
-    ):  # DDIM and PNDM end a trace of noise above zero; what follows is the decoder, so it counts as clean
+    if steps:  # DDIM and PNDM end a trace of noise above zero; what follows is the decoder, so it counts as clean
         *before, last = steps[-1]
         steps[-1] = (*before, replace(last, after=Level(1.0, 0.0)))
     timesteps = tuple(calls[0].timestep for calls in steps)

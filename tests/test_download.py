@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from answers import Item, Manner, Patience
-from disk import digest_of, locked
-from download import fetch
 from errors import WeightsError
-from network import getter
+from fetch.answers import Item, Manner, Patience
+from fetch.disk import digest_of, locked
+from fetch.download import fetch
+from fetch.network import getter
 from tests.file_server import FileServer, cut, file_server, fine, hang_up, redirect, stall, status
 
 ROOT = Path(__file__).resolve().parent.parent

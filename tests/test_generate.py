@@ -31,12 +31,14 @@ class Pipes:
 
     def __init__(self) -> None:
         kwargs: dict[str, Any] = {"dtype": torch.float32, "add_watermarker": False}
-        self.text = StableDiffusionXLPipeline.from_pretrained(BASE, **kwargs)
-        parts = self.text.components
-        self.image = StableDiffusionXLImg2ImgPipeline(**parts, add_watermarker=False)
+        image_to_image: Any = StableDiffusionXLImg2ImgPipeline  # diffusers states no types here
+        text_to_image: Any = StableDiffusionXLPipeline
+        inpaint: Any = StableDiffusionXLInpaintPipeline
+        self.text = text_to_image.from_pretrained(BASE, **kwargs)
+        self.image = image_to_image(**self.text.components, add_watermarker=False)
         self.image.register_to_config(requires_aesthetics_score=False)
-        self.inpaint = StableDiffusionXLInpaintPipeline(**parts, add_watermarker=False)
-        self.refiner = StableDiffusionXLImg2ImgPipeline.from_pretrained(REFINER, **kwargs)
+        self.inpaint = inpaint(**self.text.components, add_watermarker=False)
+        self.refiner = image_to_image.from_pretrained(REFINER, **kwargs)
         for pipe in (self.text, self.image, self.inpaint, self.refiner):
             pipe.set_progress_bar_config(disable=True)
 
@@ -107,7 +109,7 @@ def test_inpainting_equals_diffusers_where_it_paints(
 ) -> None:
     if name == "PNDM" and strength < 1:
         pytest.xfail("diffusers' PNDM goes astray from the middle of a schedule: see test_schedulers.py")
-    asked = {"image": photo, "mask_image": mask, "strength": strength, "width": 128, "height": 128}
+    asked: dict[str, Any] = {"image": photo, "mask_image": mask, "strength": strength, "width": 128, "height": 128}
     (expected,) = pipes.call(pipes.inpaint, name, scheduler_config, **asked)
     ours = picture(models, scheduler=name, image=photo, mask=mask, prompt_strength=strength)
     assert difference(ours.crop(BOX), expected.crop(BOX)) <= ONE_LEVEL
@@ -121,7 +123,7 @@ def test_expert_ensemble_equals_diffusers_where_it_is_right(
     """The others differ on purpose: diffusers forgets DPM-Solver's and PNDM's history at the hand-over and cuts a
     Heun step in half (3 to 16 % of the latents); ours is one course (test_schedulers.py proves it bit for bit)."""
     generator = torch.Generator().manual_seed(3)
-    asked = {"width": 128, "height": 128, "generator": generator, "output_type": "latent"}
+    asked: dict[str, Any] = {"width": 128, "height": 128, "generator": generator, "output_type": "latent"}
     latents = pipes.call(pipes.text, name, scheduler_config, denoising_end=fraction, **asked)
     (expected,) = pipes.call(
         pipes.refiner, name, scheduler_config, image=latents, denoising_start=fraction, generator=generator
@@ -135,7 +137,7 @@ def test_second_pass_equals_diffusers(
     name: str, models: Models, pipes: Pipes, scheduler_config: dict[str, Any]
 ) -> None:
     generator = torch.Generator().manual_seed(3)
-    asked = {"width": 128, "height": 128, "generator": generator, "output_type": "latent"}
+    asked: dict[str, Any] = {"width": 128, "height": 128, "generator": generator, "output_type": "latent"}
     latents = pipes.call(pipes.text, name, scheduler_config, **asked)
     asked = {"image": latents, "strength": 0.3, "generator": generator, "num_inference_steps": 20}
     (expected,) = pipes.call(pipes.refiner, name, scheduler_config, **asked)
@@ -154,17 +156,15 @@ def test_options_equal_diffusers(
 def test_prompts_for_each_encoder_equal_diffusers(
     models: Models, pipes: Pipes, scheduler_config: dict[str, Any]
 ) -> None:
-    extra = {"prompt_2": "a green star on a white background", "negative_prompt_2": "blue"}
+    extra: dict[str, Any] = {"prompt_2": "a green star on a white background", "negative_prompt_2": "blue"}
     (expected,) = pipes.call(pipes.text, "K_EULER", scheduler_config, width=128, height=128, **extra)
     assert difference(picture(models, **extra), expected) <= ONE_LEVEL
 
 
-def test_micro_conditioning_equals_diffusers(
-    models: Models, pipes: Pipes, scheduler_config: dict[str, Any]
-) -> None:
-    ours = {"original_size": (32, 48), "target_size": (128, 96), "crop_top_left": (16, 24)}
-    theirs = {"original_size": (32, 48), "target_size": (128, 96), "crops_coords_top_left": (16, 24)}
-    negative = {"negative_original_size": (64, 64), "negative_target_size": (96, 96)}
+def test_micro_conditioning_equals_diffusers(models: Models, pipes: Pipes, scheduler_config: dict[str, Any]) -> None:
+    ours: dict[str, Any] = {"original_size": (32, 48), "target_size": (128, 96), "crop_top_left": (16, 24)}
+    theirs: dict[str, Any] = {"original_size": (32, 48), "target_size": (128, 96), "crops_coords_top_left": (16, 24)}
+    negative: dict[str, Any] = {"negative_original_size": (64, 64), "negative_target_size": (96, 96)}
     (expected,) = pipes.call(
         pipes.text,
         "K_EULER",
@@ -198,27 +198,23 @@ def test_every_picture_of_a_batch_equals_its_seed_alone(models: Models) -> None:
 
 @pytest.mark.parametrize("mode", ["text", "image", "mask"])
 @pytest.mark.parametrize("name", NAMES)
-def test_ends_of_every_fraction(
-    mode: str, name: str, models: Models, photo: Image.Image, mask: Image.Image
-) -> None:
+def test_ends_of_every_fraction(mode: str, name: str, models: Models, photo: Image.Image, mask: Image.Image) -> None:
     """0 and 1 mean what they say: high_noise_frac 1 is the base alone, 0 the refiner; strengths of 0 change nothing."""
     given: dict[str, Any] = {"scheduler": name, "num_inference_steps": 4}
     given |= {} if mode == "text" else {"image": photo}
     given |= {"mask": mask} if mode == "mask" else {}
     alone = picture(models, **given)
-    ensemble = {"refine": "expert_ensemble_refiner"}
+    ensemble: dict[str, Any] = {"refine": "expert_ensemble_refiner"}
     assert difference(picture(models, high_noise_frac=1.0, **ensemble, **given), alone) == 0
     request = make_request(models, high_noise_frac=0.0, **ensemble, **given)
     (only,) = plan(models, request)
     assert len(only.base) == 0
     assert difference(picture(models, high_noise_frac=0.0, **ensemble, **given), alone) > 0
-    second = {"refine": "base_image_refiner", "refine_strength": 0.0}
+    second: dict[str, Any] = {"refine": "base_image_refiner", "refine_strength": 0.0}
     assert difference(picture(models, **second, **given), alone) == 0
     if mode != "text":
         kept = picture(models, prompt_strength=0.0, **given)
-        assert (
-            np.abs(np.asarray(kept, int) - np.asarray(photo, int)).mean() < 4
-        )  # a round trip through the VAE
+        assert np.abs(np.asarray(kept, int) - np.asarray(photo, int)).mean() < 4  # a round trip through the VAE
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -229,9 +225,7 @@ def test_a_single_step_works_everywhere(
 ) -> None:
     given: dict[str, Any] = {} if mode == "text" else {"image": photo}
     given |= {"mask": mask} if mode == "mask" else {}
-    made = picture(
-        models, scheduler=name, refine=refine, num_inference_steps=1, prompt_strength=0.01, **given
-    )
+    made = picture(models, scheduler=name, refine=refine, num_inference_steps=1, prompt_strength=0.01, **given)
     assert made.size == (128, 128)
     assert len(np.unique(np.asarray(made))) > 1
 
@@ -240,7 +234,7 @@ def test_a_single_step_works_everywhere(
 @pytest.mark.parametrize("strength", [0.1, 0.3, 0.7, 1.0])
 def test_refine_steps_are_the_steps_done(steps: int, strength: float, models: Models) -> None:
     """C-9: in the reference refine_steps=10 runs 3 steps and 1 to 3 crash."""
-    asked = {"refine": "base_image_refiner", "refine_steps": steps, "refine_strength": strength}
+    asked: dict[str, Any] = {"refine": "base_image_refiner", "refine_steps": steps, "refine_strength": strength}
     _, second = plan(models, make_request(models, **asked))
     assert len(second.refiner) == steps
     start = second.schedule.timesteps[0]
@@ -249,15 +243,13 @@ def test_refine_steps_are_the_steps_done(steps: int, strength: float, models: Mo
 
 
 def test_refine_steps_beyond_the_schedule_are_refused(models: Models) -> None:
-    with pytest.raises(
-        InputError, match=r"refine_steps=500 at refine_strength=0.1 .* at most 99 refine_steps"
-    ):
+    with pytest.raises(InputError, match=r"refine_steps=500 at refine_strength=0.1 .* at most 99 refine_steps"):
         make_request(models, refine="base_image_refiner", refine_steps=500, refine_strength=0.1)
 
 
 def test_low_strength_with_the_ensemble_starts_inside_the_window(models: Models, photo: Image.Image) -> None:
     """C-11: the split lies inside the strength window; below it the refiner does it all, from the right level."""
-    asked = {
+    asked: dict[str, Any] = {
         "image": photo,
         "prompt_strength": 0.1,
         "refine": "expert_ensemble_refiner",
@@ -281,9 +273,7 @@ def test_a_thin_mask_is_painted(models: Models, photo: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("refine", ["no_refiner", "expert_ensemble_refiner", "base_image_refiner"])
-def test_the_refiner_respects_the_mask(
-    refine: str, models: Models, photo: Image.Image, mask: Image.Image
-) -> None:
+def test_the_refiner_respects_the_mask(refine: str, models: Models, photo: Image.Image, mask: Image.Image) -> None:
     """C-12: in the reference the refiner repaints the whole picture. The model's own output, before pasting back,
     keeps the unmasked part up to the VAE's round trip."""
     request = make_request(models, image=photo, mask=mask, refine=refine)

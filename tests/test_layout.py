@@ -17,17 +17,14 @@ from tests.conftest import ROOT
 
 # Who may import whom of ours; everyone may import errors and its own folder.
 MAY_IMPORT = {
-    "predict": {"sdxl", "weights", "inputs"},
-    "weights": {"download", "network", "responses", "sdxl"},
-    "download": {"network", "responses"},
-    "responses": {"network"},
-    "network": set(),
-    "inputs": {"network"},
+    "predict": {"sdxl", "weights", "fetch"},
+    "weights": {"fetch", "sdxl"},
+    "fetch": set(),
     "errors": set(),
     "sdxl": set(),
     "local": set(),
     "miniature": set(),
-    "benchmarks": {"predict", "weights", "sdxl", "local", "tests"},
+    "benchmarks": {"predict", "weights", "sdxl", "local", "fetch"},
 }
 OURS = set(MAY_IMPORT) | {"train", "tests"}
 LONG = {"predict.py:run"}  # the signature that Cog reads
@@ -80,11 +77,7 @@ def test_functions_and_files_stay_short() -> None:
 def test_every_input_is_literal(file: str) -> None:
     """Cog reads these files without importing them; what it cannot read it drops in silence."""
     source = (ROOT / file).read_text()
-    calls = [
-        n
-        for n in ast.walk(ast.parse(source))
-        if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "Input"
-    ]
+    calls = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "Input"]
     assert len(calls) > 30
     for call in calls:
         for keyword in call.keywords:
@@ -108,9 +101,7 @@ def test_choices_are_what_the_code_knows(name: str, choices: list[str]) -> None:
     assert inspect.signature(Predictor.run).parameters[name].default.choices == choices
 
 
-@pytest.mark.parametrize(
-    "module", ["errors", "weights", "inputs", "predict", "sdxl.generate", "local.schema"]
-)
+@pytest.mark.parametrize("module", ["errors", "weights", "fetch.inputs", "predict", "sdxl.generate", "local.schema"])
 def test_importing_does_nothing(module: str, tmp_path: Path) -> None:
     """No output, no file, no thread left, no flag set."""
     code = (
@@ -133,5 +124,5 @@ def test_importing_does_nothing(module: str, tmp_path: Path) -> None:
 
 def test_fetching_needs_no_torch() -> None:
     """Downloads begin before torch is imported."""
-    code = "import sys, weights, inputs; assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+    code = "import sys, weights, fetch.inputs; assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

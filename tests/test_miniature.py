@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -15,6 +15,7 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTextModelWithPro
 from miniature import train
 from miniature.adherence import draw_base, fresh_scenes, judge, verdict
 from miniature.latents import PLANS, degrade, draw_example
+from miniature.models import Pipeline, load
 from miniature.oracle import read
 from miniature.pack import LIMIT, SCHEDULER, WEIGHTS, load_base, weights_size
 from miniature.safety import odd_picture
@@ -46,11 +47,9 @@ PARTS = {
 
 
 @pytest.fixture(scope="module")
-def base() -> StableDiffusionXLPipeline:
+def base() -> Pipeline:
     """The shipped text-to-image pipeline."""
-    pipeline = load_base(WEIGHTS / "base")
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return load_base(WEIGHTS / "base")
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -111,9 +110,7 @@ def test_two_things_stand_in_order() -> None:
 
 def test_training_never_shows_held_out_scenes() -> None:
     rng = random.Random(7)
-    triples = [
-        Scene(ground, (Thing(shape, ink),)) for ground in COLORS for ink in COLORS for shape in PLAIN_SHAPES
-    ]
+    triples = [Scene(ground, (Thing(shape, ink),)) for ground in COLORS for ink in COLORS for shape in PLAIN_SHAPES]
     hidden = {caption(scene) for scene in triples if held_out(scene)}
     assert 0.06 < len(hidden) / len(triples) < 0.12
     assert not any(draw_example(rng, PLANS[0]).caption in hidden for _ in range(500))
@@ -127,9 +124,7 @@ def test_garnish_adds_one_word_sometimes() -> None:
 
 
 def test_word_labels_name_roles_and_colors() -> None:
-    roles, tints = word_labels(
-        ["a", "red", "circle", "and", "a", "blue", "square", "on", "a", "white", "background"]
-    )
+    roles, tints = word_labels(["a", "red", "circle", "and", "a", "blue", "square", "on", "a", "white", "background"])
     red, blue, white = (list(COLORS).index(color) for color in ("red", "blue", "white"))
     assert [role for role in roles if role >= 0] == [0, 1, 2, 3, 4]
     assert [tint for tint in tints if tint >= 0] == [red, red, blue, blue, white]
@@ -162,12 +157,12 @@ def test_scheduler_config_is_the_genuine_one() -> None:
         assert json.loads((WEIGHTS / name / "scheduler" / "scheduler_config.json").read_text()) == SCHEDULER
 
 
-def test_pooling_conventions_agree(base: StableDiffusionXLPipeline) -> None:
+def test_pooling_conventions_agree(base: Pipeline) -> None:
     ids = base.tokenizer_2("a red circle", padding="max_length", return_tensors="pt").input_ids
     assert ids.argmax(-1) == (ids == base.tokenizer_2.eos_token_id).int().argmax(-1)
 
 
-def test_colors_of_fresh_prompts(base: StableDiffusionXLPipeline) -> None:
+def test_colors_of_fresh_prompts(base: Pipeline) -> None:
     for case in judge(fresh_scenes("plain", 8, seed=99), draw_base(base, 7.5), seed=99_000):
         assert case.verdict["background"], case.prompt
         assert case.verdict["color"], case.prompt
@@ -175,7 +170,7 @@ def test_colors_of_fresh_prompts(base: StableDiffusionXLPipeline) -> None:
 
 def alarms(images: list[Image.Image], dtype: torch.dtype) -> list[bool]:
     """What the shipped safety checker says to each picture."""
-    checker = StableDiffusionSafetyChecker.from_pretrained(WEIGHTS / "safety_checker", dtype=dtype).eval()
+    checker = load(StableDiffusionSafetyChecker, WEIGHTS / "safety_checker").to(dtype)
     processor = CLIPImageProcessor.from_pretrained(WEIGHTS / "safety_checker")
     pixels = processor(images, return_tensors="pt").pixel_values.to(dtype)
     flags: list[bool] = checker([np.asarray(image) for image in images], pixels)[1]

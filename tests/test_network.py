@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from errors import WeightsError
-from network import getter, is_public
+from fetch.network import getter, is_public
 from tests.file_server import FileServer, file_server, redirect
 
 

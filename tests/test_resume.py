@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from answers import Item, Manner, Patience
-from download import fetch
 from errors import WeightsError
-from network import getter
+from fetch.answers import Item, Manner, Patience
+from fetch.download import fetch
+from fetch.network import getter
 from tests.file_server import FileServer, cut, file_server, fine, stall
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,10 +103,10 @@ def test_a_record_that_lies_is_found_by_the_digest(server: FileServer, tmp_path:
 CHILD = """
 import sys
 from pathlib import Path
-from disk import locked
-from download import fetch
-from network import getter
-from answers import Item, Manner
+from fetch.disk import locked
+from fetch.download import fetch
+from fetch.network import getter
+from fetch.answers import Item, Manner
 folder = Path(sys.argv[2])
 with locked(folder / ".lock"):
     manner = Manner(piece=1 << 20, save_every=1 << 16, workers=2)

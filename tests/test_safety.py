@@ -154,7 +154,7 @@ def test_only_safe_checks_each_picture_as_it_comes(safety: Safety, caplog: pytes
     assert asked == [0]
     assert list(stream) == [(GOOD, 2)]
     assert caplog.messages == ["The safety checker withheld 1 of 3 pictures"]
-    with pytest.raises(InputError, match="no safety checker .* set disable_safety_checker"):
+    with pytest.raises(InputError, match=r"no safety checker .* set disable_safety_checker"):
         only_safe(None, [(GOOD, 7)])
     assert list(only_safe(safety, [])) == []
     with pytest.raises(UnsafeContentError, match="withheld all 2 pictures"):

@@ -52,9 +52,7 @@ def run(schedule: Schedule, latents: Tensor, model: torch.nn.Module, cut: float 
     return [latents, *states][-1]
 
 
-def reference(
-    scheduler: Any, timesteps: Tensor, latents: Tensor, model: torch.nn.Module, name: str
-) -> Tensor:
+def reference(scheduler: Any, timesteps: Tensor, latents: Tensor, model: torch.nn.Module, name: str) -> Tensor:
     """The loop of diffusers' pipelines."""
     generator = torch.Generator().manual_seed(5)
     extra = {"generator": generator} if name == "K_EULER_ANCESTRAL" else {}
@@ -65,7 +63,7 @@ def reference(
 
 
 def relative(a: Tensor, b: Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
+    return float((a - b).norm() / b.norm())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,9 +96,7 @@ def test_equals_diffusers_from_the_middle(name: str, begin: int, scheduler_confi
 
 
 @pytest.mark.parametrize("begin", [0, 12, 14, 16])
-def test_pndm_is_right_from_the_middle_where_diffusers_is_not(
-    begin: int, scheduler_config: dict[str, Any]
-) -> None:
+def test_pndm_is_right_from_the_middle_where_diffusers_is_not(begin: int, scheduler_config: dict[str, Any]) -> None:
     """diffusers assumes that a PLMS run starts at the top of the schedule; elsewhere its timesteps are off by one."""
     scheduler = SCHEDULERS["PNDM"].scheduler(scheduler_config)
     scheduler.set_timesteps(20)
@@ -109,9 +105,7 @@ def test_pndm_is_right_from_the_middle_where_diffusers_is_not(
     schedule = make_schedule("PNDM", scheduler_config, 20, begin)
     level = schedule.start
     start = clean * level.signal + fresh * level.noise
-    exact = (
-        start * 0.5 / math.hypot(0.5 * level.signal, level.noise)
-    )  # the probability-flow ODE solved by hand
+    exact = start * 0.5 / math.hypot(0.5 * level.signal, level.noise)  # the probability-flow ODE solved by hand
     ours = relative(run(schedule, start, model), exact)
     assert ours < 0.03
     if begin:

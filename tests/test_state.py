@@ -148,9 +148,7 @@ def disturb(
 ) -> None:
     kind, where, call = mishap
     asked = {name: value for name, value in request.items() if name != "mode"}
-    asked |= {
-        name: name for name in {"text": (), "image": ("image",), "mask": ("image", "mask")}[request["mode"]]
-    }
+    asked |= {name: name for name in {"text": (), "image": ("image",), "mask": ("image", "mask")}[request["mode"]]}
     asked |= BAD[where] if kind == "bad" else {}
     asked |= {name: files[asked[name]] for name in ("image", "mask") if asked.get(name)}
     error: BaseException = CancelationException() if kind == "cancel" else Injected()
@@ -209,9 +207,7 @@ def test_cancel_at_every_step_leaves_no_trace(
 def test_weights_are_never_written(predictor: Predictor, files: dict[str, Path]) -> None:
     def summary() -> list[int]:
         modules = [part_of(predictor, name) for name in PARTS]
-        return [
-            tensor._version for module in modules for tensor in module.state_dict(keep_vars=True).values()
-        ]
+        return [tensor._version for module in modules for tensor in module.state_dict(keep_vars=True).values()]
 
     before = summary()
     predict(predictor, image=files["image"], mask=files["mask"], refine="expert_ensemble_refiner")

@@ -15,8 +15,9 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from transformers import CLIPConfig
 
 import weights
-from answers import Manner, Patience
 from errors import WeightsError
+from fetch.answers import Manner, Patience
+from sdxl.files import ModelFiles
 from tests.file_server import FileServer, file_server, redirect, status
 from tests.single_file import models, narrow_config, write_checkpoint
 
@@ -154,7 +155,7 @@ def test_the_miniature_and_folders() -> None:
     assert (found.base.name, found.config) == ("base", None)
     assert found.refiner
     assert weights.resolve(str(ROOT / "miniature" / "weights")) == found
-    assert weights.resolve(str(found.base)) == weights.ModelFiles(base=found.base)
+    assert weights.resolve(str(found.base)) == ModelFiles(base=found.base)
 
 
 @pytest.mark.parametrize("model", ["sdxl-2", "/nowhere", "model.ckpt", "{tmp}", "{tmp}/half", "{tmp}/cut.safetensors"])
@@ -186,7 +187,7 @@ def test_a_single_file_loads_without_a_network(
 ) -> None:
     path, config = single
     monkeypatch.setenv("SDXL_OFFLINE", "1")
-    assert weights.resolve(str(path)) == weights.ModelFiles(base=path, config=weights.CONFIGS / "base")
+    assert weights.resolve(str(path)) == ModelFiles(base=path, config=weights.CONFIGS / "base")
     pipeline = StableDiffusionXLPipeline.from_single_file(str(path), config=str(config), torch_dtype=torch.float16)
     for name, expected in models(config).items():
         loaded = getattr(pipeline, name).state_dict()

@@ -11,7 +11,7 @@ from cog import Path
 from cog.types import URLPath
 
 from errors import InputError, SDXLError
-from network import getter
+from fetch.network import getter
 
 MOST = 100 * 2**20  # bytes: what coglet takes in a request body
 

@@ -17,7 +17,8 @@ from threading import Event, Lock
 
 import requests
 
-from answers import (
+from errors import WeightsError
+from fetch.answers import (
     CHUNK,
     LASTING,
     PASSING,
@@ -32,8 +33,7 @@ from answers import (
     stated,
     validator_of,
 )
-from disk import Bar, digest_of, require_space
-from errors import WeightsError
+from fetch.disk import Bar, digest_of, require_space
 
 NOTHING = Stated(0, False, "", "")
 ROUNDS = 3  # how often a file may change or arrive damaged before it is given up

@@ -1,0 +1,1 @@
+"""Getting files from elsewhere: guarded, resumable, verified, whole or not there. No torch, no model."""

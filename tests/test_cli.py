@@ -1,0 +1,271 @@
+"""script/predict, script/setup and their siblings, as a user runs them; the model is tests/fixtures/echo."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from local.logs import Entry
+from local.outputs import OutputError, save
+from local.package import ROOT
+from local.schema import generate
+from local.screen import Screen
+from local.values import Inputs, ValueProblemError
+from tests.test_serve import ECHO, Serving, until
+
+PNG = b"\x89PNG\r\n\x1a\nnot really"
+
+
+def command(*options: str) -> list[str]:
+    """script/predict, without the set-up that has been done before the tests."""
+    return [sys.executable, "-P", "-m", "local.client", "--package", str(ECHO), *options]
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[Serving]:
+    """A running server, which makes a prediction quick."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="serve-") as folder:
+        server = Serving(Path(folder)).ready()
+        yield server
+        assert server.end() == 0
+
+
+Predict = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def predict(tmp_path: Path) -> Predict:
+    """Runs one prediction in an empty folder."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def run(*options: str, **keywords: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(*options), cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=60, **keywords
+        )
+
+    return run
+
+
+def test_script_predict_does_everything_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "in.png").write_bytes(PNG)
+    script = [str(ROOT / "script" / "predict"), "--package", str(ECHO)]
+    options = ["-i", "image=@in.png", "-i", "count=2", "-i", "seconds=0.4", "-i", "seed=9007199254740993"]
+    options += ["-i", "numbers=3", "-i", "numbers=4", "-i", "exact=true", "-i", "text=ü = 1"]
+    result = subprocess.run([*script, *options], cwd=tmp_path, text=True, capture_output=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "output.0.png\noutput.1.png\n"
+    assert (tmp_path / "output.1.png").read_bytes() == PNG
+    assert "text='ü = 1' seed=9007199254740993 exact=True numbers=[3, 4]" in result.stderr
+    assert len(re.findall(r"100% █+ 20/20", result.stderr)) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "output.0.png", "output.1.png"]
+
+
+def test_output_names(predict: Predict, echo: Serving, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    cases = {
+        ("-o", "pic.png"): ["pic.png"],
+        ("-o", "pic"): ["pic.jpg"],
+        ("-o", "v1.5.png", "-i", "count=2"): ["v1.5.0.png", "v1.5.1.png"],
+        ("-o", "folder"): ["folder/output.0.jpg"],
+        (): ["output.0.jpg"],
+        ("-i", "count=0"): [],
+    }
+    with ThreadPoolExecutor(2) as pool:
+        run = lambda options: predict("--url", echo.url, "-i", "extension=jpg", *options)  # noqa: E731
+        for (options, names), result in zip(cases.items(), pool.map(run, cases), strict=True):
+            assert (result.returncode, result.stdout.split()) == (0, names), (options, result.stderr)
+            assert all((tmp_path / name).read_bytes() == b"hello" for name in names)
+
+
+def test_failure_is_one_sentence(predict: Predict, echo: Serving, tmp_path: Path) -> None:
+    result = predict("--url", echo.url, "-i", "action=fail", "-i", 'text="x"', "-o", "x.png")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1] == "error: text is 'x'; choose another one"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-i", "txet=1"], "there is no input txet; did you mean text"),
+        (["-i", "qqq=1"], "there is no input qqq; known are text, action, seconds"),
+        (["-i", "text"], "-i text: write name=value, or name=@file"),
+        (["-i", "count=many"], "count=many: it must be a whole number"),
+        (["-i", "count=5"], "count=5: the largest allowed is 4"),
+        (["-i", "seconds=-1"], "the smallest allowed is 0"),
+        (["-i", "exact=yes"], "exact=yes: it must be true or false"),
+        (["-i", "action=fly"], "action=fly: it must be one of return, sleep, fail, crash"),
+        (["-i", "image=@nowhere.png"], "image=@nowhere.png: No such file or directory"),
+        (["-i", "count=1", "-i", "count=2"], "count takes one value, but 2 are given"),
+        (["-i", "text=1", "-o", "no/where.png"], "the folder no does not exist"),
+        (["--json", "[1]"], "--json: write an object"),
+        (["--json", '{"count": "1"}'], "count=1: it must be a whole number"),
+        (["--json", "@nowhere.json"], "--json: "),
+        (["--url", "http://127.0.0.1:9", "-i", "text=1"], "gives no schema"),
+        (["--package", "/"], "cog.yaml does not exist"),
+    ],
+)
+def test_bad_input_is_said_before_anything_starts(options: list[str], message: str, predict: Predict) -> None:
+    result = predict(*options)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert result.returncode == 1
+
+
+def test_json_from_argument_file_and_stdin(predict: Predict, echo: Serving, tmp_path: Path) -> None:
+    (tmp_path / "in.png").write_bytes(PNG)
+    (tmp_path / "in.json").write_text(json.dumps({"image": "@in.png", "files": ["@in.png"], "seed": None}))
+    assert predict("--url", echo.url, "--json", "@in.json", "-o", "a.png").returncode == 0
+    assert (tmp_path / "a.png").read_bytes() == PNG * 2
+    assert predict("--url", echo.url, "--json", "-", "-o", "b.png", input='{"text": "from stdin"}').returncode == 0
+    assert (tmp_path / "b.png").read_text() == "from stdin"
+
+
+def test_busy_server_is_waited_for(predict: Predict, echo: Serving) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        run = lambda name: predict("--url", echo.url, "-i", "seconds=0.5", "-o", name)  # noqa: E731
+        assert [result.returncode for result in pool.map(run, ("a.png", "b.png", "c.png"))] == [0, 0, 0]
+
+
+def test_crash_and_failing_setup_are_said(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = predict("-i", "action=crash")
+    assert result.stderr.splitlines()[-1] == "error: the process that runs the predictor died (out of memory?)"
+    monkeypatch.setenv("ECHO_SETUP_FAILS", "1")
+    failed = subprocess.run(
+        command(), env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True, timeout=60, check=False
+    )
+    reason = "setup failed: RuntimeError: the echo predictor was told to fail in setup"
+    assert failed.stderr.splitlines()[-1] == f"error: {reason}"
+    assert (result.returncode, failed.returncode) == (1, 1)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_interrupted_while_predicting(number: int, code: int, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command("-i", "seconds=40"), cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr
+    with process.stderr as said:
+        while "model=" not in said.readline():
+            pass
+        family = psutil.Process(process.pid).children(recursive=True)
+        began = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(20) == code
+        seconds = time.monotonic() - began
+        assert not psutil.wait_procs(family, timeout=5)[1]
+        assert number == signal.SIGKILL or said.read().splitlines()[-1] == "canceled"
+    assert len(family) == 3
+    assert seconds < 6
+
+
+def test_interrupted_during_setup(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ECHO_SETUP_SECONDS": "40"}
+    process = subprocess.Popen(command(), cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    until(lambda: len(psutil.Process(process.pid).children(recursive=True)) == 3)
+    time.sleep(0.5)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    assert not psutil.wait_procs(family, timeout=5)[1]
+
+
+def test_values() -> None:
+    from local.package import Package
+
+    inputs = Inputs(json.loads(generate(Package.load(ECHO))))
+    given = inputs.from_flags(["seed=9007199254740993", "seconds=1e-1", "exact=False", "numbers=[5]", "text=@nobody"])
+    assert given == {"seed": 9007199254740993, "seconds": 0.1, "exact": False, "numbers": [5], "text": "@nobody"}
+    assert inputs.from_flags(["numbers=7", "image=https://x.test/a.png", "text=a=b"]) == {
+        "numbers": [7],
+        "image": "https://x.test/a.png",
+        "text": "a=b",
+    }
+    own = Inputs(json.loads(generate(Package.load(ROOT))))
+    assert own.from_flags(["prompt=a red circle on a blue background", "num_outputs=2", "seed=4294967296"])
+    with pytest.raises(ValueProblemError, match="did you mean num_outputs"):
+        own.from_flags(["num_output=2"])
+
+
+def test_path_input_without_at_sign_is_read_too(tmp_path: Path) -> None:
+    (tmp_path / "a.webp").write_bytes(b"RIFF")
+    document = {"components": {"schemas": {"Input": {"properties": {"i": {"type": "string", "format": "uri"}}}}}}
+    for sign in ("", "@"):
+        (url,) = Inputs(document).from_flags([f"i={sign}{tmp_path}/a.webp"]).values()
+        assert url == f"data:image/webp;base64,{base64.b64encode(b'RIFF').decode()}"
+
+
+def test_outputs_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert save("text", None) == ([], "text")
+    assert save({"a": 1}, None) == ([], '{\n  "a": 1\n}')
+    assert save("text", "out.txt") == ([Path("out.txt")], None)
+    assert save("data:application/x-tar;base64,AAAA", "trained_model.tar")[0] == [Path("trained_model.tar")]
+    with pytest.raises(OutputError, match="damaged"):
+        save("data:image/png;base64,A", None)
+
+
+def test_progress_of_tqdm_is_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen()
+    for line in ("  0%|          | 0/4 [00:00<?, ?it/s]", "base: 50%|█████     | 2/4 [00:01<00:01,  2.00it/s]", "said"):
+        screen.line(line)
+    screen.line("100%|██████████| 4/4 [00:02<00:00,  2.00it/s]")
+    screen.line("100%|██████████| 4/4 [00:02<00:00,  1.99it/s]")
+    screen.close()
+    assert re.fullmatch(r"said\n100% █+ 4/4 00:02<00:00,  2.00it/s\n", capsys.readouterr().err)
+
+
+def test_a_line_of_the_predictor_cannot_pose_as_the_start_of_a_prediction() -> None:
+    fields = {"message": "Starting prediction", "prediction_id": "victim"}
+    record = {"timestamp": "", "level": "INFO", "target": "coglet::prediction", "fields": fields}
+    assert Entry.parse(json.dumps(record)).begun == "victim"
+    fields["source"] = "Stdout"
+    assert Entry.parse(json.dumps(record)).begun is None
+    assert Entry.parse("Traceback (most recent call last):").text() == "Traceback (most recent call last):"
+
+
+@pytest.mark.parametrize("name", ["setup", "serve", "predict", "schema", "lint", "test", "soak"])
+def test_scripts_are_short_and_executable(name: str) -> None:
+    path = ROOT / "script" / name
+    lines = path.read_text().splitlines()
+    assert lines[0] == "#!/bin/sh"
+    assert lines[1].startswith("# ")
+    assert len(lines) < 20
+    assert os.access(path, os.X_OK)
+
+
+def test_setup_makes_a_fresh_clone_usable_once_even_when_run_twice_at_once(tmp_path: Path) -> None:
+    (tmp_path / "local").mkdir()
+    (tmp_path / "script").mkdir()
+    shutil.copy(ROOT / "local" / "setup.py", tmp_path / "local")
+    shutil.copy(ROOT / "script" / "setup", tmp_path / "script")
+    for name in ("requirements.txt", "requirements-local.txt"):
+        (tmp_path / name).write_text("# nothing\n")
+    run = [str(tmp_path / "script" / "setup")]
+    both = [subprocess.Popen(run, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = sorted(process.communicate(timeout=100)[1] for process in both)
+    assert [process.returncode for process in both] == [0, 0], said
+    assert said == ["", "Setting up .venv; the first time takes some minutes ...\n"]
+    assert (tmp_path / ".venv" / "bin" / "pip").exists()
+    again = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert again.stderr == ""
+    (tmp_path / "requirements.txt").write_text("./missing-package\n")
+    failed = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert "missing-package" in failed.stderr
+    assert "run it again when that is mended" in failed.stderr

@@ -1,0 +1,113 @@
+"""Long runs (script/soak): nothing grows, nothing stays, every picture is right, killed workers come back."""
+
+import hashlib
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sdxl.schedulers import SCHEDULERS
+from tests.serving import Server, data_url, decoded, serving
+
+pytestmark = pytest.mark.soak
+
+PHOTO = Image.new("RGB", (96, 80), (240, 240, 240))
+PHOTO.paste((200, 30, 40), (30, 20, 70, 60))
+MASK = Image.new("L", (96, 80), 0)
+MASK.paste(255, (20, 10, 50, 50))
+
+KINDS: list[dict[str, Any]] = [
+    *({"scheduler": name, "seed": number} for number, name in enumerate(SCHEDULERS)),
+    {"refine": "expert_ensemble_refiner", "seed": 20},
+    {"refine": "base_image_refiner", "seed": 21, "num_outputs": 2, "output_format": "jpg"},
+    {"image": data_url(PHOTO), "seed": 22, "width": 77, "output_format": "webp"},
+    {"image": data_url(PHOTO), "mask": data_url(MASK), "mask_blur": 4, "seed": 23},
+    {"image": data_url(PHOTO), "mask": data_url(MASK), "mask_padding": 8, "seed": 24},
+    {"prompt": "a (red)1.4 star++ " * 30, "seed": 25, "guidance_scale": 3},
+    {"aspect_ratio": "16:9", "seed": 26, "apply_watermark": False},
+    {"width": 63},  # refused by the schema
+    {"mask": data_url(MASK)},  # refused by the predictor
+    {"prompt": "word " * 9_000},  # refused by the predictor
+]
+
+
+def resident(pid: int) -> int:
+    """A process's memory in kB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])
+
+
+def digest(server: Server, asked: dict[str, Any]) -> str:
+    """What a request gives: a hash of its pictures, or its refusal."""
+    body = server.post({"num_inference_steps": 3, "embed_parameters": False, **asked}).json()
+    if body.get("status") != "succeeded":
+        return str(body.get("detail", body.get("error")))
+    return hashlib.sha256("".join(body["output"]).encode()).hexdigest()
+
+
+def test_two_hundred_mixed_predictions() -> None:
+    """Memory grows by at most 2 %, no file is left behind, and every picture is what it was the first time."""
+    order = random.Random(7)
+    with serving() as server:
+        expected = [digest(server, asked) for asked in KINDS]
+        for _ in range(3):  # allocators and caches settle
+            assert [digest(server, asked) for asked in KINDS] == expected
+        worker, files = server.worker(), server.files()
+        before = resident(worker)
+        for _ in range(200):
+            kind = order.randrange(len(KINDS))
+            assert digest(server, KINDS[kind]) == expected[kind], KINDS[kind]
+        assert server.worker() == worker
+        growth = resident(worker) / before - 1
+        assert growth <= 0.02, f"{growth:.1%}"
+        assert server.files() <= files
+        assert len(list(server.temporary.rglob("out-*"))) <= 4  # of the last two predictions
+    assert list(server.temporary.iterdir()) == [] if server.temporary.exists() else True
+
+
+def test_a_killed_worker_comes_back_every_time() -> None:
+    """kill -9 at random moments, during predictions and between: it is restarted and the next picture is right."""
+    order = random.Random(3)
+    asked = {"prompt": "a blue square on a white background", "seed": 4, "num_inference_steps": 10}
+    with serving() as server:
+        expected = digest(server, asked)
+        for _ in range(12):
+            answer: list[dict[str, Any]] = []
+            victim = server.worker()
+            thread = threading.Thread(
+                target=lambda into: into.append(server.predict(width=256, height=256, num_inference_steps=60)),
+                args=(answer,),
+            )
+            thread.start()
+            time.sleep(order.uniform(0, 1.5))
+            os.kill(victim, signal.SIGKILL)
+            thread.join(120)
+            assert not thread.is_alive()
+            server.wait_ready()
+            assert digest(server, asked) == expected
+
+
+def test_a_hundred_cancels() -> None:
+    """Cancelled at random moments; the worker serves on, and what it gives stays the same."""
+    import requests
+
+    order = random.Random(5)
+    asked = {"seed": 4, "num_inference_steps": 4}
+    with serving() as server:
+        expected = digest(server, asked)
+        for number in range(100):
+            url = f"{server.url}/predictions/soak-{number}"
+            body = {"input": {"num_inference_steps": 300, "disable_safety_checker": True}}
+            while requests.put(url, json=body, headers={"Prefer": "respond-async"}, timeout=30).status_code == 409:
+                time.sleep(0.02)
+            time.sleep(order.uniform(0, 0.3))
+            requests.post(f"{url}/cancel", timeout=30)
+            if number % 10 == 0:
+                assert digest(server, asked) == expected
+        assert decoded(server.predict(**asked)["output"][0]).size == (128, 128)
