@@ -14,8 +14,9 @@ from diffusers import (
 from PIL import Image
 
 from errors import InputError
-from sdxl.generate import plan, time_ids
+from sdxl.generate import generate, plan, time_ids
 from sdxl.models import Models
+from sdxl.progress import Progress
 from sdxl.schedulers import SCHEDULERS
 from tests.conftest import ROOT
 from tests.painting import PROMPT, difference, make_request, picture, pictures
@@ -258,7 +259,7 @@ def test_low_strength_with_the_ensemble_starts_inside_the_window(models: Models,
     (only,) = plan(models, make_request(models, **asked))
     assert (len(only.base), len(only.refiner)) == (0, 2)
     assert only.schedule.timesteps[0] <= 101
-    made = picture(models, **asked)
+    made = picture(models, prompt="a green square on a white background", **asked)
     assert np.abs(np.asarray(made, int) - np.asarray(photo, int)).mean() < 12
 
 
@@ -278,14 +279,11 @@ def test_the_refiner_respects_the_mask(refine: str, models: Models, photo: Image
     keeps the unmasked part up to the VAE's round trip."""
     request = make_request(models, image=photo, mask=mask, refine=refine)
     bare = replace(request, canvas=replace(request.canvas, blend=None, original=None))
-    from sdxl.generate import generate
-    from sdxl.progress import Progress
-
     with torch.inference_mode(), Progress(0) as progress:
         (made,) = generate(models, bare, plan(models, bare), progress)
     away = np.ones((128, 128), bool)
     away[24:112, 16:112] = False
-    assert np.abs(np.asarray(made, int) - np.asarray(photo, int))[away].mean() < 4
+    assert np.abs(np.asarray(made, int) - np.asarray(photo, int))[away].mean() < 8  # a repainted ground differs by > 80
 
 
 def test_refining_without_a_refiner_is_refused(models: Models) -> None:

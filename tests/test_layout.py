@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "sdxl": set(),
     "local": set(),
     "miniature": set(),
-    "benchmarks": {"predict", "weights", "sdxl", "local", "fetch"},
+    "benchmarks": {"predict", "weights", "sdxl", "local", "fetch", "tests"},
 }
 OURS = set(MAY_IMPORT) | {"train", "tests"}
 LONG = {"predict.py:run"}  # the signature that Cog reads
