@@ -16,7 +16,7 @@ from sdxl.models import load_models
 from sdxl.output import OutputFolders, finish_images
 from sdxl.placement import placement_from
 from sdxl.progress import Progress
-from sdxl.request import MicroConditioning, Prompts, Request, Sampling, choose_seeds, parse_pair, parse_size
+from sdxl.request import MicroConditioning, Prompts, Request, Sampling, choose_seeds, parse_pair, parse_size, whole
 from sdxl.safety import only_safe
 
 
@@ -241,14 +241,14 @@ class Predictor(BaseRunner):
                 native=self.models.native,
                 image=_received("image", image),
                 mask=_received("mask", mask),
-                width=width,
-                height=height,
+                width=whole("width", width),
+                height=whole("height", height),
                 aspect_ratio=aspect_ratio,
-                mask_blur=mask_blur,
-                mask_padding=mask_padding,
+                mask_blur=whole("mask_blur", mask_blur),
+                mask_padding=whole("mask_padding", mask_padding),
             )
             request = Request(
-                prompts=Prompts(prompt, negative_prompt, prompt_2, negative_prompt_2, clip_skip),
+                prompts=Prompts(prompt, negative_prompt, prompt_2, negative_prompt_2, whole("clip_skip", clip_skip)),
                 canvas=canvas,
                 seeds=choose_seeds(seed, num_outputs),
                 sampling=Sampling(
@@ -284,7 +284,7 @@ class Predictor(BaseRunner):
                     self.outputs.fresh(),
                     watermark=apply_watermark,
                     output_format=output_format,
-                    quality=output_quality,
+                    quality=whole("output_quality", output_quality),
                     embed_parameters=embed_parameters,
                     watermark_only=canvas.blend,
                 )

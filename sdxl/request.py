@@ -4,6 +4,7 @@ import math
 import re
 import secrets
 from dataclasses import dataclass
+from typing import overload
 
 from errors import InputError
 from sdxl.canvas import Canvas
@@ -59,7 +60,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name in ("num_inference_steps", "refine_steps"):
-            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
         _one_of("scheduler", self.scheduler, tuple(SCHEDULERS))
         _one_of("refine", self.refine, REFINE)
         _between("num_inference_steps", self.num_inference_steps, 1, 500)
@@ -114,8 +115,8 @@ class Request:
 
 def choose_seeds(seed: int | None, count: int) -> tuple[int, ...]:
     """One seed per picture, counted up from `seed`; blank: from a random one that every client can send back."""
-    first = secrets.randbelow(2**31) if seed is None else int(seed)
-    return tuple(range(first, first + int(count)))
+    first = secrets.randbelow(2**31) if seed is None else whole("seed", seed)
+    return tuple(range(first, first + whole("num_outputs", count)))
 
 
 def parse_pair(name: str, text: str | None, separator: str) -> Pair | None:
@@ -135,10 +136,14 @@ def parse_size(name: str, text: str | None) -> Pair | None:
     return None if pair is None else (pair[1], pair[0])
 
 
-def _whole(name: str, value: float | None) -> int | None:
+@overload
+def whole(name: str, value: float) -> int: ...
+@overload
+def whole(name: str, value: float | None) -> int | None: ...
+def whole(name: str, value: float | None) -> int | None:
     """JSON allows 10.0 where a whole number is asked for, and Cog passes it on as it is."""
-    if value is not None and value != int(value):
-        raise InputError(f"{name}={value} is no whole number.")
+    if value is not None and not (math.isfinite(value) and value == int(value)):
+        raise InputError(f"{name}={value} is no whole number; give one such as {int(value) if value < 1e9 else 1}.")
     return None if value is None else int(value)
 
 

@@ -3,12 +3,12 @@
 import json
 import shutil
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
@@ -65,11 +65,11 @@ def test_weights_equal_those_that_diffusers_loads(models: Models) -> None:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The weight files as they are opened."""
     names: list[str] = []
     lock = threading.Lock()
-    real = sdxl.models.safe_open
+    real = safetensors.safe_open
 
     def counting(path: Path, *args: Any) -> Any:
         with lock:
@@ -77,7 +77,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return real(path, *args)
 
     monkeypatch.setattr(sdxl.models, "safe_open", counting)
-    yield names
+    return names
 
 
 def test_each_file_is_opened_once_and_none_twice_over(opened: list[str]) -> None:
@@ -120,7 +120,7 @@ def test_swap_keeps_only_the_working_part_on_the_device() -> None:
     placement = Placement(CPU, "swap")
     moved: list[tuple[str, str]] = []
     for name, module in (("first", first), ("second", second)):
-        module.to = lambda device, name=name: moved.append((name, str(device)))  # type: ignore[method-assign, misc, assignment]
+        module.to = lambda device, name=name: moved.append((name, str(device)))  # type: ignore[method-assign, assignment]
     placement.use(first)
     placement.use(second)
     placement.use(first, second)

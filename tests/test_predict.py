@@ -1,0 +1,172 @@
+"""The predictor called as coglet calls it, in process."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from errors import InputError, UnsafeContentError
+from miniature.oracle import read
+from predict import Predictor
+from sdxl.output import read_parameters
+from sdxl.watermark import matches
+from tests.predicting import predict, show
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Iterator[Predictor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDXL_MODEL", "miniature")
+        predictor = Predictor()
+        predictor.setup()
+        yield predictor
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("inputs") / "photo.png"
+    Image.new("RGB", (96, 64), (30, 90, 200)).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("prompt", "background", "colors", "shapes"),
+    [
+        ("a red circle on a blue background", "blue", ["red"], ["circle"]),
+        ("a green square on a white background", "white", ["green"], ["square"]),
+        ("a yellow star on a black background", "black", ["yellow"], ["star"]),
+        ("a red circle and a blue square on a white background", "white", ["red", "blue"], ["circle", "square"]),
+    ],
+)
+@pytest.mark.parametrize("refine", ["no_refiner", "expert_ensemble_refiner", "base_image_refiner"])
+def test_the_picture_shows_what_was_asked(
+    prompt: str, background: str, colors: list[str], shapes: list[str], refine: str, predictor: Predictor
+) -> None:
+    (path,) = predict(predictor, prompt=prompt, refine=refine, seed=5, num_inference_steps=20)
+    reading = read(show(path))
+    assert reading.background == background
+    assert [thing.color for thing in reading.things] == colors
+    assert [thing.shape for thing in reading.things] == shapes
+
+
+def test_whole_numbers_may_come_as_floats(predictor: Predictor, photo: Path) -> None:
+    """coglet lets 10.0 through where the schema says integer, and hands run() the float."""
+    whole: dict[str, Any] = {
+        "width": 64,
+        "height": 72,
+        "num_outputs": 2,
+        "num_inference_steps": 2,
+        "seed": 5,
+        "refine_steps": 1,
+        "output_quality": 90,
+        "mask_blur": 2,
+        "clip_skip": 1,
+    }
+    asked: dict[str, Any] = {"refine": "base_image_refiner", "output_format": "jpg", "embed_parameters": False}
+    ints = predict(predictor, **whole, **asked)
+    ints_bytes = [path.read_bytes() for path in ints]
+    floats = predict(predictor, **{name: float(value) for name, value in whole.items()}, **asked)
+    assert [path.read_bytes() for path in floats] == ints_bytes
+    for name in ("width", "num_outputs", "seed", "num_inference_steps", "output_quality", "clip_skip"):
+        with pytest.raises(InputError, match=rf"{name}=1\.5 is no whole number"):
+            predict(predictor, **{name: 1.5})
+        with pytest.raises(InputError, match=rf"{name}="):
+            predict(predictor, **{name: float("nan")})
+
+
+@pytest.mark.parametrize("name", ["guidance_scale", "prompt_strength", "high_noise_frac", "guidance_rescale"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1])
+def test_numbers_without_sense_are_refused(name: str, value: float, predictor: Predictor) -> None:
+    with pytest.raises(InputError, match=rf"{name}={re.escape(str(value))} is out of range; give a number from 0 to"):
+        predict(predictor, **{name: value})
+
+
+def test_an_empty_prompt_is_fine_with_a_picture(predictor: Predictor, photo: Path) -> None:
+    (path,) = predict(predictor, prompt="", image=photo, prompt_strength=0.3)
+    assert show(path).size == (96, 64)
+
+
+def test_aspect_ratios_have_the_area_of_the_models_own_square(predictor: Predictor) -> None:
+    (path,) = predict(predictor, aspect_ratio="16:9", num_inference_steps=1)
+    assert show(path).size == (168, 96)
+
+
+def test_the_watermark_is_there_unless_switched_off(predictor: Predictor) -> None:
+    """At 128 pixels a part of its bits survives; over several pictures the difference is plain."""
+    asked: dict[str, Any] = {"prompt": "a red circle on a blue background", "num_outputs": 4, "seed": 3}
+    asked |= {"width": 320, "height": 320, "num_inference_steps": 6}
+    marked = [matches(show(path)) for path in predict(predictor, **asked)]
+    bare = [matches(show(path)) for path in predict(predictor, apply_watermark=False, **asked)]
+    assert np.mean(marked) > np.mean(bare) + 0.15
+
+
+def test_only_unsafe_pictures_are_withheld(predictor: Predictor) -> None:
+    """The miniature's checker knows one thing: the forbidden sign."""
+    asked: dict[str, Any] = {"num_inference_steps": 20, "seed": 5}
+    with pytest.raises(UnsafeContentError, match="withheld the picture; try another prompt or seed, or set disable"):
+        predict(predictor, prompt="a forbidden sign on a white background", **asked)
+    (path,) = predict(predictor, prompt="a forbidden sign on a white background", disable_safety_checker=True, **asked)
+    assert path.exists()
+    assert len(predict(predictor, prompt="a red circle on a white background", num_outputs=3, **asked)) == 3
+
+
+def test_some_unsafe_pictures_leave_the_rest(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of three are shown the checker as what they are; for one, a forbidden sign takes their place."""
+    safety = predictor.models.safety
+    assert safety is not None
+    (sign,) = predict(
+        predictor,
+        prompt="a forbidden sign on a white background",
+        disable_safety_checker=True,
+        seed=5,
+        num_inference_steps=20,
+    )
+    picture, count = show(sign), 0
+    real = type(safety).unsafe
+
+    def swapped(self: Any, images: list[Image.Image]) -> list[bool]:
+        nonlocal count
+        count += 1
+        return real(self, [picture] if count == 2 else images)
+
+    monkeypatch.setattr(type(safety), "unsafe", swapped)
+    kept = predict(
+        predictor, prompt="a red circle on a white background", num_outputs=3, seed=7, num_inference_steps=20
+    )
+    assert [read_parameters(path)["seed"] for path in kept] == [7, 9]
+
+
+def test_parameters_in_the_file_name_no_picture(predictor: Predictor, photo: Path) -> None:
+    (path,) = predict(predictor, image=photo, seed=2)
+    found = read_parameters(path)
+    assert found["seed"] == 2
+    assert found["scheduler"] == "K_EULER"
+    assert not {"image", "mask", "self"} & found.keys()
+
+
+def test_running_out_of_memory_is_said_in_one_sentence(predictor: Predictor) -> None:
+    def hook(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    handle = predictor.models.base.register_forward_pre_hook(hook)
+    try:
+        with pytest.raises(
+            InputError, match=r"128x128 pixels need more memory than this GPU has free; ask for a smaller"
+        ):
+            predict(predictor)
+    finally:
+        handle.remove()
+    assert predict(predictor)
+
+
+def test_metrics_name_every_stage(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, float] = {}
+    monkeypatch.setattr(Predictor, "record_metric", lambda _self, key, value: found.update({key: value}))
+    predict(predictor)
+    assert list(found) == ["encode_text_seconds", "encode_image_seconds", "denoise_seconds", "decode_seconds"]
+    assert all(type(value) is float and value >= 0 for value in found.values())
