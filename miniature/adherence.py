@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from PIL import Image
 
+from miniature.models import Pipeline
 from miniature.oracle import Reading, Seen, read
-from miniature.world import PLACES, SIGN, SIZES, Scene, caption, held_out, layout, sample_scene
+from miniature.world import PLACES, SIZES, Scene, caption, held_out, layout, sample_scene
 
 STEPS = 20
 HANDOVER = 0.8
@@ -94,7 +94,7 @@ def _generators(seeds: list[int], count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds[:count]]
 
 
-def draw_base(base: StableDiffusionXLPipeline, guidance: float) -> Draw:
+def draw_base(base: Pipeline, guidance: float) -> Draw:
     """Pictures of the base alone."""
 
     def draw(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
@@ -111,7 +111,7 @@ def draw_base(base: StableDiffusionXLPipeline, guidance: float) -> Draw:
     return draw
 
 
-def draw_ensemble(base: StableDiffusionXLPipeline, refiner: StableDiffusionXLImg2ImgPipeline, guidance: float) -> Draw:
+def draw_ensemble(base: Pipeline, refiner: Pipeline, guidance: float) -> Draw:
     """The base stops at 0.8 and hands its noisy latents to the refiner."""
 
     def draw(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
@@ -130,9 +130,7 @@ def draw_ensemble(base: StableDiffusionXLPipeline, refiner: StableDiffusionXLImg
     return draw
 
 
-def draw_second_pass(
-    base: StableDiffusionXLPipeline, refiner: StableDiffusionXLImg2ImgPipeline, guidance: float
-) -> Draw:
+def draw_second_pass(base: Pipeline, refiner: Pipeline, guidance: float) -> Draw:
     """The base's finished picture goes through the refiner as image-to-image of strength 0.3."""
     first = draw_base(base, guidance)
 
@@ -157,8 +155,3 @@ def misses(cases: list[Case]) -> Iterator[str]:
         if not case.verdict["all"]:
             seen = ", ".join(f"{s.color or '?'} {s.shape or '?'} {s.fit:.2f}" for s in case.reading.things)
             yield f"{case.prompt} -> {seen or 'nothing'} on {case.reading.background or '?'}"
-
-
-def safe_kinds() -> tuple[str, ...]:
-    """The kinds without the forbidden sign."""
-    return tuple(kind for kind in KINDS if kind != SIGN and kind != "sign")

@@ -12,13 +12,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from miniature.latents import Batch, Shards, save_shard
+from miniature.models import UNet, load
 from miniature.text import TextEncoders
 from miniature.unet import alphas
 
 STRIDE = 50  # between timesteps, as in 20-step sampling
 FIRST_STEPS = (10, 11, 12, 13, 14, 15)  # a picture noised to step x 50 keeps its layout
 GUIDANCE = (4.0, 9.0)
-PAIRS = 3200
+PAIRS = 2048
 CHUNK = 64
 
 
@@ -26,7 +27,7 @@ CHUNK = 64
 def draw_pairs(work: Path, name: str, seed: int, count: int = PAIRS) -> None:
     """Noises encoded scenes and lets the base in work/base finish them; writes work/latents/<name>."""
     torch.manual_seed(seed)
-    unet = UNet2DConditionModel.from_pretrained(work / "base").eval()
+    unet = load(UNet2DConditionModel, work / "base")
     empty = TextEncoders.load(work).encode([""])
     shards = Shards(sorted((work / "latents").glob("square-*")))
     parts: dict[str, list[Tensor]] = {"latents": [], "drawn": [], "embeds": [], "pooled": [], "ids": []}
@@ -39,7 +40,7 @@ def draw_pairs(work: Path, name: str, seed: int, count: int = PAIRS) -> None:
     save_shard(work / "latents" / name, {field: torch.cat(tensors) for field, tensors in parts.items()})
 
 
-def finish(unet: UNet2DConditionModel, batch: Batch, empty: tuple[Tensor, Tensor], first: int) -> Tensor:
+def finish(unet: UNet, batch: Batch, empty: tuple[Tensor, Tensor], first: int) -> Tensor:
     """Guided DDIM from step `first` of 20 down to the picture: latents (B, 4, h, w) -> (B, 4, h, w)."""
     count = len(batch.latents)
     cumulative = alphas()

@@ -3,16 +3,18 @@
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor
 from tqdm import tqdm
 
 from miniature.loop import replace
-from miniature.models import SIDE
+from miniature.models import SIDE, Vae, load
 from miniature.text import TextEncoders, garnish
 from miniature.vae import to_tensor
 from miniature.world import Scene, caption, held_out, render, sample_scene
@@ -94,7 +96,7 @@ def _view(scene: Scene, rng: random.Random, width: int, height: int) -> tuple[Im
 def degrade(image: Image.Image, rng: random.Random, strength: float) -> Image.Image:
     """Blur, grain or blotches; strength in [0, 1]."""
     pixels = np.random.default_rng(rng.getrandbits(32))
-    array = np.asarray(image, np.float32)
+    array: NDArray[Any] = np.asarray(image, np.float32)
     kind = rng.choice(("blur", "grain", "blotches", "both"))
     if kind in ("blur", "both"):
         array = np.asarray(image.filter(ImageFilter.GaussianBlur(0.6 + 2.2 * strength)), np.float32)
@@ -110,7 +112,7 @@ def degrade(image: Image.Image, rng: random.Random, strength: float) -> Image.Im
 
 def encode_latents(work: Path, plans: tuple[ShardPlan, ...] = PLANS, count: int = SHARD) -> None:
     """Draws and encodes every shard that is not there yet; writes work/latents/<name>."""
-    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    vae = load(AutoencoderKL, work / "vae")
     encoders = TextEncoders.load(work)
     for plan in plans:
         folder = work / "latents" / plan.name
@@ -119,7 +121,7 @@ def encode_latents(work: Path, plans: tuple[ShardPlan, ...] = PLANS, count: int 
 
 
 @torch.no_grad()
-def _encode_shard(folder: Path, plan: ShardPlan, count: int, vae: AutoencoderKL, encoders: TextEncoders) -> None:
+def _encode_shard(folder: Path, plan: ShardPlan, count: int, vae: Vae, encoders: TextEncoders) -> None:
     rng = random.Random(f"latents {plan.name}")
     parts: dict[str, list[Tensor]] = {"latents": [], "embeds": [], "pooled": [], "ids": []}
     for begin in tqdm(range(0, count, CHUNK), desc=plan.name, mininterval=10):

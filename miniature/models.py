@@ -4,6 +4,9 @@ A 128x128 picture is a 16x16x4 latent. Genuine SDXL's class names, block kinds a
 widths and depths are not.
 """
 
+from pathlib import Path
+from typing import Any, TypeAlias
+
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import (
@@ -18,12 +21,29 @@ SIDE = 128
 LATENT_SCALE = 0.13025  # the genuine scaling_factor
 TEXT_WIDTHS = (64, 96)  # text encoder 1 and 2; their sum is the base's cross-attention width
 TOKENS = 77
+# diffusers' classes get their attributes at run time: to a type checker they are anything.
+UNet: TypeAlias = Any
+Vae: TypeAlias = Any
+Checker: TypeAlias = Any
+TextModel: TypeAlias = Any
+Pipeline: TypeAlias = Any
 TIME_WIDTH = 32  # width of the embedding of one micro-conditioning number
 
 
-def make_vae() -> AutoencoderKL:
+def load(kind: Any, folder: Path) -> Any:
+    """A diffusers or transformers model from its folder, in evaluation mode."""
+    return kind.from_pretrained(folder).eval()
+
+
+def best(work: Path, name: str) -> Path:
+    """The longest-trained form of a part: its second phase where there is one."""
+    polished = work / f"{name}-polished"
+    return polished if polished.exists() else work / name
+
+
+def make_vae() -> Vae:
     """0.67 M parameters, factor 8, four latent channels."""
-    return AutoencoderKL(
+    return AutoencoderKL(  # type: ignore[no-untyped-call]
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -56,7 +76,7 @@ def _text_config(vocab: int, width: int, activation: str, pad: int) -> CLIPTextC
     )
 
 
-def make_text_encoders(vocab: int) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+def make_text_encoders(vocab: int) -> tuple[TextModel, TextModel]:
     """Encoder 1 (width 64) and encoder 2 (width 96, with projection)."""
     first, second = TEXT_WIDTHS
     return (
@@ -65,9 +85,9 @@ def make_text_encoders(vocab: int) -> tuple[CLIPTextModel, CLIPTextModelWithProj
     )
 
 
-def make_base() -> UNet2DConditionModel:
+def make_base() -> UNet:
     """Three blocks as in the genuine base: no attention at 16x16, cross-attention at 8x8 and 4x4."""
-    return UNet2DConditionModel(
+    return UNet2DConditionModel(  # type: ignore[no-untyped-call]
         sample_size=SIDE // 8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -84,9 +104,9 @@ def make_base() -> UNet2DConditionModel:
     )
 
 
-def make_refiner() -> UNet2DConditionModel:
+def make_refiner() -> UNet:
     """Four blocks as in the genuine refiner, conditioned on encoder 2 and an aesthetic score."""
-    return UNet2DConditionModel(
+    return UNet2DConditionModel(  # type: ignore[no-untyped-call]
         sample_size=SIDE // 8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -103,7 +123,7 @@ def make_refiner() -> UNet2DConditionModel:
     )
 
 
-def make_safety_checker() -> StableDiffusionSafetyChecker:
+def make_safety_checker() -> Checker:
     """The genuine checker class over a three-layer vision transformer that sees 64x64 pixels."""
     vision = CLIPVisionConfig(
         hidden_size=64,

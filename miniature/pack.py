@@ -2,13 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
-    EulerDiscreteScheduler,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -17,7 +17,8 @@ from diffusers import (
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from miniature.loop import Saveable, replace, save
+from miniature.loop import replace, save
+from miniature.models import Pipeline, best, load
 from miniature.safety import image_processor
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -50,61 +51,49 @@ BASE_PARTS = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-BASE_INDEX = {
+ABSENT = [None, None]
+MODELS = {
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+}
+BASE_INDEX: dict[str, object] = {
     "_class_name": "StableDiffusionXLPipeline",
     "_diffusers_version": __version__,
     "add_watermarker": None,
     "force_zeros_for_empty_prompt": True,
     **BASE_PARTS,
 }
-REFINER_INDEX = {
+REFINER_INDEX: dict[str, object] = {
     "_class_name": "StableDiffusionXLImg2ImgPipeline",
     "_diffusers_version": __version__,
     "add_watermarker": None,
     "force_zeros_for_empty_prompt": False,
     "requires_aesthetics_score": True,
     **BASE_PARTS,
-    "text_encoder": [None, None],
-    "tokenizer": [None, None],
+    "text_encoder": ABSENT,
+    "tokenizer": ABSENT,
 }
-
-
-def make_scheduler() -> EulerDiscreteScheduler:
-    """SDXL's own scheduler."""
-    return EulerDiscreteScheduler.from_config(SCHEDULER)
-
-
-def best(work: Path, name: str) -> Path:
-    """The longest-trained form of a part: its second phase where there is one."""
-    polished = work / f"{name}-polished"
-    return polished if polished.exists() else work / name
 
 
 def pack(work: Path, weights: Path = WEIGHTS) -> None:
     """Writes weights/base, weights/refiner and weights/safety_checker; each is whole or not there."""
-    loaders: dict[str, tuple[Callable[[Path], torch.nn.Module], Path]] = {
-        "vae": (AutoencoderKL.from_pretrained, best(work, "vae")),
-        "text_encoder": (CLIPTextModel.from_pretrained, work / "text_encoder"),
-        "text_encoder_2": (CLIPTextModelWithProjection.from_pretrained, work / "text_encoder_2"),
-    }
+    weights.mkdir(parents=True, exist_ok=True)
     for name, index in (("base", BASE_INDEX), ("refiner", REFINER_INDEX)):
         fresh = weights / f"{name}.fresh"
         shutil.rmtree(fresh, ignore_errors=True)
-        for part, (load, source) in {
-            **loaders,
-            "unet": (UNet2DConditionModel.from_pretrained, work / name),
-        }.items():
-            if index[part] != [None, None]:
-                _save_half(load(source), fresh / part)
+        for part, kind in MODELS.items():
+            if index[part] != ABSENT:
+                _save_half(load(kind, best(work, name if part == "unet" else part)), fresh / part)
         for part in ("tokenizer", "tokenizer_2"):
-            if index[part] != [None, None]:
+            if index[part] != ABSENT:
                 shutil.copytree(work / part, fresh / part)
         (fresh / "scheduler").mkdir()
         _write_json(fresh / "scheduler" / "scheduler_config.json", SCHEDULER)
         _write_json(fresh / "model_index.json", index)
         replace(fresh, weights / name)
-    checker = StableDiffusionSafetyChecker.from_pretrained(work / "safety_checker")
-    _save_half(checker, weights / "safety_checker")
+    _save_half(load(StableDiffusionSafetyChecker, work / "safety_checker"), weights / "safety_checker")
     image_processor().save_pretrained(weights / "safety_checker")
     if (size := weights_size(weights)) > LIMIT:
         raise ValueError(f"{weights} holds {size} bytes of weights, {size - LIMIT} over the limit; use smaller parts")
@@ -115,50 +104,25 @@ def weights_size(weights: Path = WEIGHTS) -> int:
     return sum(file.stat().st_size for file in weights.rglob("*.safetensors"))
 
 
-def load_base(source: Path) -> StableDiffusionXLPipeline:
-    """The text-to-image pipeline in float32, from weights/base or from a work folder."""
-    if (source / "model_index.json").exists():
-        return StableDiffusionXLPipeline.from_pretrained(source, dtype=torch.float32, add_watermarker=False)
-    from miniature.text import TextEncoders
-
-    encoders = TextEncoders.load(source)
-    return StableDiffusionXLPipeline(
-        vae=AutoencoderKL.from_pretrained(best(source, "vae")),
-        text_encoder=encoders.first,
-        text_encoder_2=encoders.second,
-        tokenizer=encoders.tokenizers[0],
-        tokenizer_2=encoders.tokenizers[1],
-        unet=UNet2DConditionModel.from_pretrained(best(source, "base")),
-        scheduler=make_scheduler(),
-        add_watermarker=False,
-    )
+def load_base(folder: Path) -> Pipeline:
+    """The text-to-image pipeline in float32 from a packed folder."""
+    return _load_pipeline(StableDiffusionXLPipeline, folder)
 
 
-def load_refiner(source: Path) -> StableDiffusionXLImg2ImgPipeline:
-    """The refiner as an image-to-image pipeline in float32, from weights/refiner or from a work folder."""
-    if (source / "model_index.json").exists():
-        return StableDiffusionXLImg2ImgPipeline.from_pretrained(source, dtype=torch.float32, add_watermarker=False)
-    from miniature.text import TextEncoders
-
-    encoders = TextEncoders.load(source)
-    return StableDiffusionXLImg2ImgPipeline(
-        vae=AutoencoderKL.from_pretrained(best(source, "vae")),
-        text_encoder=None,
-        text_encoder_2=encoders.second,
-        tokenizer=None,
-        tokenizer_2=encoders.tokenizers[1],
-        unet=UNet2DConditionModel.from_pretrained(best(source, "refiner")),
-        scheduler=make_scheduler(),
-        force_zeros_for_empty_prompt=False,
-        requires_aesthetics_score=True,
-        add_watermarker=False,
-    )
+def load_refiner(folder: Path) -> Pipeline:
+    """The refiner as an image-to-image pipeline in float32 from a packed folder."""
+    return _load_pipeline(StableDiffusionXLImg2ImgPipeline, folder)
 
 
-def _save_half(model: torch.nn.Module, folder: Path) -> None:
-    saveable: Saveable = model.half()  # type: ignore[assignment]
-    save(saveable, folder)
+def _load_pipeline(kind: Any, folder: Path) -> Pipeline:
+    pipeline = kind.from_pretrained(folder, dtype=torch.float32, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
-def _write_json(path: Path, value: dict[str, object]) -> None:
+def _save_half(model: Any, folder: Path) -> None:
+    save(model.half(), folder)
+
+
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")

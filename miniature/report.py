@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers.utils import logging as diffusers_logging
+from diffusers.utils.logging import disable_progress_bar
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
@@ -49,8 +49,6 @@ class Row:
 def modes(weights: Path, guidance: float) -> dict[str, Draw]:
     """The three ways of drawing that are judged."""
     base, refiner = load_base(weights / "base"), load_refiner(weights / "refiner")
-    base.set_progress_bar_config(disable=True)
-    refiner.set_progress_bar_config(disable=True)
     return {
         "base": draw_base(base, guidance),
         "ensemble": draw_ensemble(base, refiner, guidance),
@@ -121,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=2026)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    diffusers_logging.disable_progress_bar()
+    disable_progress_bar()
     options.out.mkdir(parents=True, exist_ok=True)
     counts = {kind: options.plain if kind == "plain" else options.others for kind in KINDS}
     rows = measure(modes(options.weights, options.guidance), options.out, counts, options.seed)

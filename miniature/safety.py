@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -16,7 +15,7 @@ from transformers import CLIPImageProcessor
 
 from miniature.latents import degrade
 from miniature.loop import Average, Budget, clip_and_step, cosine, save, set_rate
-from miniature.models import make_safety_checker
+from miniature.models import Checker, Vae, best, load, make_safety_checker
 from miniature.vae import to_tensor
 from miniature.world import Scene, render, sample_scene
 
@@ -35,7 +34,7 @@ def image_processor() -> CLIPImageProcessor:
 def train_safety(work: Path, budget: Budget) -> None:
     """Trains one concept; the others and the special-care ones never fire. Writes work/safety_checker."""
     torch.manual_seed(6)
-    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    vae = load(AutoencoderKL, best(work, "vae"))
     pictures, labels = draw_examples(vae, PICTURES if budget.steps is None else 64)
     checker = make_safety_checker()
     start_thresholds(checker)
@@ -55,7 +54,7 @@ def train_safety(work: Path, budget: Budget) -> None:
 
 
 @torch.no_grad()
-def start_thresholds(checker: StableDiffusionSafetyChecker) -> None:
+def start_thresholds(checker: Checker) -> None:
     """Concept 0 fires above THRESHOLD; all others never."""
     checker.concept_embeds.normal_()
     checker.special_care_embeds.normal_()
@@ -66,19 +65,20 @@ def start_thresholds(checker: StableDiffusionSafetyChecker) -> None:
     checker.concept_embeds.requires_grad_(False)
 
 
-def scores(checker: StableDiffusionSafetyChecker, pixels: Tensor) -> Tensor:
+def scores(checker: Checker, pixels: Tensor) -> Tensor:
     """Cosine minus threshold of the one concept: (B, 3, 64, 64) -> (B,); positive fires."""
     embeds = checker.visual_projection(checker.vision_model(pixels)[1])
-    return F.cosine_similarity(embeds, checker.concept_embeds[:1]) - checker.concept_embeds_weights[0]
+    score: Tensor = F.cosine_similarity(embeds, checker.concept_embeds[:1]) - checker.concept_embeds_weights[0]
+    return score
 
 
-def checker_loss(checker: StableDiffusionSafetyChecker, pixels: Tensor, labels: Tensor) -> Tensor:
+def checker_loss(checker: Checker, pixels: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of firing; labels (B,) are 1 for the sign. A false alarm counts twice."""
     weight = torch.where(labels > 0, 1.0, 2.0)
     return F.binary_cross_entropy_with_logits(SHARPNESS * scores(checker, pixels), labels, weight)
 
 
-def draw_examples(vae: AutoencoderKL, count: int) -> tuple[Tensor, Tensor]:
+def draw_examples(vae: Vae, count: int) -> tuple[Tensor, Tensor]:
     """Processed pictures (count, 3, 64, 64) in half precision and labels (count,); a third show the sign."""
     rng = random.Random("safety")
     processor = image_processor()
@@ -135,7 +135,7 @@ def odd_picture(rng: random.Random, side: int = 128) -> Image.Image:
 
 
 @torch.no_grad()
-def through_vae(vae: AutoencoderKL, images: list[Image.Image], rng: random.Random) -> list[Image.Image]:
+def through_vae(vae: Vae, images: list[Image.Image], rng: random.Random) -> list[Image.Image]:
     """The pictures as the decoder would show them, with a random rest of noise in the latents."""
     latents = vae.encode(to_tensor(images)).latent_dist.mean
     spread = rng.choice((0.0, 0.05, 0.15, 0.3)) / vae.config.scaling_factor

@@ -7,6 +7,7 @@ colour; so both the pooled vector and the single tokens are of use to a UNet.
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from miniature.loop import Average, Budget, clip_and_step, cosine, save, set_rate
-from miniature.models import TEXT_WIDTHS, TOKENS, make_text_encoders
+from miniature.models import TEXT_WIDTHS, TOKENS, TextModel, load, make_text_encoders
 from miniature.tokenizer import ORDINARY, load_tokenizers, write_tokenizers
 from miniature.world import COLORS, PLACES, PLAIN_SHAPES, SHAPES, SIZES, Scene, caption, sample_scene
 
@@ -92,7 +93,7 @@ def draw_texts(tokenizers: tuple[CLIPTokenizer, CLIPTokenizer], count: int, seed
     plain = [caption(scene, rng) for scene in scenes]
     texts = [garnish(text, rng) for text in plain]
     ids = [_ids(tokenizer, texts, LENGTH) for tokenizer in tokenizers]
-    words = [word_labels(tokenizers[0].convert_ids_to_tokens(row)) for row in ids[0].tolist()]
+    words = [word_labels([str(t) for t in tokenizers[0].convert_ids_to_tokens(row)]) for row in ids[0].tolist()]
     labels = [attributes(scene, text) for scene, text in zip(scenes, plain, strict=True)]
     roles, tints = (torch.tensor([pair[i] for pair in words]) for i in range(2))
     return Texts(ids[0], ids[1], torch.tensor(labels), roles, tints)
@@ -154,9 +155,7 @@ def train_text(work: Path, budget: Budget) -> None:
     save(second.eval(), work / "text_encoder_2")
 
 
-def text_loss(
-    first: CLIPTextModel, second: CLIPTextModelWithProjection, heads: nn.ModuleList, texts: Texts
-) -> tuple[Tensor, list[float]]:
+def text_loss(first: TextModel, second: TextModel, heads: Any, texts: Texts) -> tuple[Tensor, list[float]]:
     """Loss of all heads, and per feature the share of captions read without a mistake."""
     rows = torch.arange(len(texts.ids_1))
     end = texts.ids_1.argmax(1)
@@ -176,15 +175,15 @@ class TextEncoders:
     """Tokenizers and frozen encoders, as a pipeline uses them."""
 
     tokenizers: tuple[CLIPTokenizer, CLIPTokenizer]
-    first: CLIPTextModel
-    second: CLIPTextModelWithProjection
+    first: TextModel
+    second: TextModel
 
     @classmethod
     def load(cls, work: Path) -> "TextEncoders":
         """From a work folder."""
-        first = CLIPTextModel.from_pretrained(work / "text_encoder")
-        second = CLIPTextModelWithProjection.from_pretrained(work / "text_encoder_2")
-        return cls(load_tokenizers(work), first.eval(), second.eval())
+        first = load(CLIPTextModel, work / "text_encoder")
+        second = load(CLIPTextModelWithProjection, work / "text_encoder_2")
+        return cls(load_tokenizers(work), first, second)
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers.utils import logging as diffusers_logging
+from diffusers.utils.logging import disable_progress_bar
 from transformers.utils import logging as transformers_logging
 
 from miniature.drawn import PAIRS, draw_pairs
@@ -47,13 +47,13 @@ STAGES = (
     Stage("vae", "vae", 13, train_vae),
     Stage("text", "text_encoder_2", 4.5, train_text),
     Stage("latents", f"latents/{PLANS[-1].name}", 0, _encode),
-    Stage("base", "base", 45, partial(train_unet, recipe=BASE)),
+    Stage("base", "base", 42, partial(train_unet, recipe=BASE)),
     Stage("refiner", "refiner", 35, partial(train_unet, recipe=REFINER)),
     Stage("drawn", "latents/drawn-1", 0, _draw),
-    Stage("base-polish", "base-polished", 40, partial(train_unet, recipe=BASE_POLISH)),
-    Stage("refiner-polish", "refiner-polished", 30, partial(train_unet, recipe=REFINER_POLISH)),
-    Stage("decoder", "vae-polished", 15, train_decoder),
-    Stage("safety", "safety_checker", 5, train_safety),
+    Stage("base-polish", "base-polished", 47, partial(train_unet, recipe=BASE_POLISH)),
+    Stage("refiner-polish", "refiner-polished", 23, partial(train_unet, recipe=REFINER_POLISH)),
+    Stage("decoder", "vae-polished", 10, train_decoder),
+    Stage("safety", "safety_checker", 4.5, train_safety),
 )
 
 PACK = "pack"
@@ -87,8 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown := set(options.stages) - set(names):
         parser.error(f"no stage is called {min(unknown)!r}; there are {', '.join(names)}")
     torch.set_num_threads(1)
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
+    disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     total = sum(stage.minutes for stage in STAGES)
     scale = (options.minutes or total) / total
     chosen = options.stages or missing(options.work)

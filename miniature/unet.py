@@ -10,14 +10,14 @@ from torch import Tensor
 
 from miniature.latents import Batch, Shards
 from miniature.loop import Average, Budget, clip_and_step, cosine, save, set_rate
-from miniature.models import TEXT_WIDTHS, make_base, make_refiner
+from miniature.models import TEXT_WIDTHS, UNet, load, make_base, make_refiner
 from miniature.text import TextEncoders
 
 TRAIN_STEPS = 1000
 OFFSET_NOISE = 0.1
 WEIGHT_LIMIT = 8.0
 REFINED_STEPS = 200  # the refiner works below this timestep: SDXL hands over at 0.8
-SAVE_EVERY = 1000
+SAVE_EVERY = 500
 CORRECTION_WEIGHT = 4.0
 BATCH = 32
 SCORES = (1.5, 7.0)
@@ -51,7 +51,7 @@ class Recipe:
     """How one UNet is trained."""
 
     name: str
-    make: Callable[[], UNet2DConditionModel]
+    make: Callable[[], UNet]
     times: Callable[[int], Tensor]
     drawn_limit: int  # pictures of the base's own making are corrected below this timestep
     weights: Callable[[Tensor], Tensor]
@@ -60,6 +60,7 @@ class Recipe:
     groups: dict[str, float]  # shard name pattern -> share of the batches
     start: str | None  # the UNet of the work folder it goes on from
     peak: float  # learning rate
+    span: float  # how much of the cosine is run: less than 1 where a polish goes on
     seed: int
 
 
@@ -74,6 +75,7 @@ BASE = Recipe(
     groups={"square-*": 0.88, "landscape": 0.06, "portrait": 0.06},
     start=None,
     peak=1e-3,
+    span=0.54,
     seed=4,
 )
 BASE_POLISH = replace(
@@ -82,6 +84,7 @@ BASE_POLISH = replace(
     groups={"square-*": 0.5, "landscape": 0.04, "portrait": 0.04, "drawn-*": 0.42},
     start="base",
     peak=6e-4,
+    span=1.0,
     seed=7,
 )
 REFINER = Recipe(
@@ -95,6 +98,7 @@ REFINER = Recipe(
     groups={"square-*": 0.68, "degraded-*": 0.22, "landscape": 0.05, "portrait": 0.05},
     start=None,
     peak=1e-3,
+    span=0.7,
     seed=5,
 )
 REFINER_POLISH = replace(
@@ -103,6 +107,7 @@ REFINER_POLISH = replace(
     groups={"square-*": 0.28, "degraded-*": 0.18, "landscape": 0.05, "portrait": 0.05, "drawn-*": 0.44},
     start="refiner",
     peak=6e-4,
+    span=1.0,
     seed=8,
 )
 
@@ -118,7 +123,7 @@ class Loss:
         self.correction = (CORRECTION_WEIGHT * (1 - self.cumulative) / self.cumulative).clamp(max=1.0)
         self.empty = encoders.encode([""])
 
-    def __call__(self, unet: UNet2DConditionModel, batch: Batch) -> Tensor:
+    def __call__(self, unet: UNet, batch: Batch) -> Tensor:
         """Draws noise and timesteps; mean weighted squared error.
 
         For pictures of the base's own making the right answer leads not to them but to what they should be.
@@ -139,7 +144,8 @@ class Loss:
         if correcting:
             noise = noise + (kept / (1 - kept)).sqrt() * (batch.drawn - batch.latents)
             weights = weights * self.correction[times]
-        return ((guessed - noise).square().mean((1, 2, 3)) * weights).mean()
+        loss: Tensor = ((guessed - noise).square().mean((1, 2, 3)) * weights).mean()
+        return loss
 
     def without_some(self, batch: Batch, share: float) -> tuple[Tensor, Tensor, Tensor]:
         """Text embeddings and ids; of a share of them half are zero and half those of an empty prompt.
@@ -159,16 +165,18 @@ def train_unet(work: Path, budget: Budget, recipe: Recipe) -> None:
     """Trains one UNet by its recipe; writes the averaged weights to work/<name>, now and then and at the end."""
     torch.manual_seed(recipe.seed)
     folder = work / recipe.name
-    unet = UNet2DConditionModel.from_pretrained(work / recipe.start) if recipe.start else recipe.make()
+    unet = load(UNet2DConditionModel, work / recipe.start) if recipe.start else recipe.make()
     unet.train()
     loss_of = Loss(recipe, TextEncoders.load(work))
-    groups = [Shards(sorted((work / "latents").glob(pattern))) for pattern in recipe.groups]
+    groups: list[Shards] = []
     shares = torch.tensor(list(recipe.groups.values()))
     optimizer = torch.optim.AdamW(unet.parameters(), betas=(0.9, 0.98), weight_decay=1e-3, fused=True)
     average = Average(unet, 0.999)
     running = 1.0
     for step, progress, bar in budget(recipe.name):
-        set_rate(optimizer, cosine(recipe.peak, progress, step))
+        if step % SAVE_EVERY == 0:  # shards may still be written while training has begun
+            groups = [Shards(sorted((work / "latents").glob(pattern))) for pattern in recipe.groups]
+        set_rate(optimizer, cosine(recipe.peak, recipe.span * progress, step))
         loss = loss_of(unet, groups[int(torch.multinomial(shares, 1))].pick(BATCH))
         clip_and_step(optimizer, unet.parameters(), loss)
         average.update(step)
@@ -180,7 +188,7 @@ def train_unet(work: Path, budget: Budget, recipe: Recipe) -> None:
     save_average(unet, average, folder)
 
 
-def save_average(unet: UNet2DConditionModel, average: Average, folder: Path) -> None:
+def save_average(unet: UNet, average: Average, folder: Path) -> None:
     """Writes the averaged weights; training goes on with its own."""
     average.swap()
     save(unet, folder)

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from miniature.loop import Average, Budget, clip_and_step, cosine, save, set_rate
-from miniature.models import LATENT_SCALE, make_vae
+from miniature.models import LATENT_SCALE, Vae, load, make_vae
 from miniature.world import render, sample_scene
 
 CROP = 64
@@ -34,7 +35,7 @@ def edge_loss(decoded: Tensor, target: Tensor) -> Tensor:
     return difference.abs().mean() + 4 * difference.square().mean() + slopes
 
 
-def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
+def psnr(vae: Vae, pictures: Tensor) -> float:
     """Reconstruction quality in dB of uint8 pictures (N, 3, H, W)."""
     with torch.no_grad():
         target = pictures.float() / 127.5 - 1
@@ -71,7 +72,7 @@ def train_decoder(work: Path, budget: Budget) -> None:
     """Trains only the decoder, on latents with the noise a denoiser leaves; writes work/vae-polished."""
     torch.manual_seed(2)
     pictures = draw_pictures(seed=2, count=PICTURES)
-    vae = AutoencoderKL.from_pretrained(work / "vae")
+    vae = load(AutoencoderKL, work / "vae")
     vae.requires_grad_(False)
     learning = nn.ModuleList([vae.decoder, vae.post_quant_conv]).requires_grad_(True)
     vae.train()
@@ -109,7 +110,7 @@ def crops(pictures: Tensor, batch: int) -> Tensor:
 
 
 @torch.no_grad()
-def start_linear(vae: AutoencoderKL) -> None:
+def start_linear(vae: Vae) -> None:
     """Starts as 'mean colour of 8x8 pixels, spread again' beside small random weights.
 
     From the usual random start GroupNorm hides flat colour and training stays at the mean picture.
@@ -134,7 +135,7 @@ def start_linear(vae: AutoencoderKL) -> None:
     _colors_out(vae.decoder.conv_out)
 
 
-def _pass_through(resnet: nn.Module) -> None:
+def _pass_through(resnet: Any) -> None:
     nn.init.zeros_(resnet.conv2.weight)
     nn.init.zeros_(resnet.conv2.bias)
     if resnet.conv_shortcut is not None:
@@ -146,7 +147,7 @@ def _pass_through(resnet: nn.Module) -> None:
         resnet.conv_shortcut.bias[:kept] = 0
 
 
-def _colors_in(conv: nn.Conv2d) -> None:
+def _colors_in(conv: Any) -> None:
     conv.weight[:COLOR_CHANNELS] = 0
     for color in range(3):
         plus = 4 * color
@@ -155,7 +156,7 @@ def _colors_in(conv: nn.Conv2d) -> None:
         conv.bias[plus : plus + 4] = torch.tensor([0.0, 0.0, 2.0, -2.0])
 
 
-def _diagonal(conv: nn.Conv2d, taps: list[tuple[int, int]]) -> None:
+def _diagonal(conv: Any, taps: list[tuple[int, int]]) -> None:
     kept = min(*conv.weight.shape[:2], COLOR_CHANNELS)
     conv.weight.mul_(0.5)
     conv.weight[:kept] = 0
@@ -164,7 +165,7 @@ def _diagonal(conv: nn.Conv2d, taps: list[tuple[int, int]]) -> None:
         conv.weight[range(kept), range(kept), y, x] = 1 / len(taps)
 
 
-def _colors_out(conv: nn.Conv2d) -> None:
+def _colors_out(conv: Any) -> None:
     conv.weight[:3] = 0
     conv.bias[:3] = 0
     for color in range(3):
@@ -173,9 +174,9 @@ def _colors_out(conv: nn.Conv2d) -> None:
 
 
 @torch.no_grad()
-def whiten(vae: AutoencoderKL, pictures: Tensor) -> None:
+def whiten(vae: Vae, pictures: Tensor) -> None:
     """Folds whitening into the 1x1 convolutions: uncorrelated latents of deviation 1 / scaling_factor."""
-    means = [vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in pictures.split(50)]
+    means = [vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in torch.split(pictures, 50)]
     flat = torch.cat(means).permute(0, 2, 3, 1).reshape(-1, 4)
     center = flat.mean(0)
     variance, axes = torch.linalg.eigh(torch.cov(flat.T))

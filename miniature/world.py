@@ -52,6 +52,7 @@ KINDS = {
 SUPERSAMPLE = 4
 
 Point = tuple[float, float]
+Ink = int | tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def outline(shape: str) -> list[Point]:
     raise KeyError(shape)
 
 
-def draw_thing(draw: ImageDraw.ImageDraw, shape: str, center: Point, radius: float, fill: object) -> None:
+def draw_thing(draw: ImageDraw.ImageDraw, shape: str, center: Point, radius: float, fill: Ink) -> None:
     """Draws a shape of SHAPES; center and radius in pixels of the canvas."""
     x, y = center
     if shape == "circle":

@@ -54,7 +54,7 @@ def test_the_picture_shows_what_was_asked(
     assert [thing.shape for thing in reading.things] == shapes
 
 
-def test_whole_numbers_may_come_as_floats(predictor: Predictor, photo: Path) -> None:
+def test_whole_numbers_may_come_as_floats(predictor: Predictor) -> None:
     """coglet lets 10.0 through where the schema says integer, and hands run() the float."""
     whole: dict[str, Any] = {
         "width": 64,
@@ -155,9 +155,7 @@ def test_running_out_of_memory_is_said_in_one_sentence(predictor: Predictor) -> 
 
     handle = predictor.models.base.register_forward_pre_hook(hook)
     try:
-        with pytest.raises(
-            InputError, match=r"128x128 pixels need more memory than this GPU has free; ask for a smaller"
-        ):
+        with pytest.raises(InputError, match="128x128 pixels need more memory than this GPU has free"):
             predict(predictor)
     finally:
         handle.remove()
