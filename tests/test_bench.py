@@ -35,7 +35,7 @@ def test_the_loop_never_waits_for_the_device_and_gives_it_less_to_do() -> None:
     assert {name: row.a for name, row in waits.items()} == others | {"DDIM": 6, "PNDM": 3}
     for name in SCHEDULERS:
         assert rows[f"device operations, {name}"].met
-    assert rows["samplers whose loop needs no number from a tensor (meta device)"].b == len(SCHEDULERS)
+    assert rows["samplers whose loop fails on the meta device"].b == 0
 
 
 def test_the_models_are_called_no_more_than_needed() -> None:
@@ -71,11 +71,8 @@ def test_setup_reads_every_byte_once() -> None:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_server_is_asked() -> None:
-    assert rows_have_values(measured("http"))
-
-
-def rows_have_values(rows: dict[str, Row]) -> bool:
-    return all(row.b is not None for row in rows.values())
+    rows = measured("http")
+    assert rows["the smallest prediction, wall: in process (A), by POST (B)"].b > 0
 
 
 def test_both_sides_take_turns() -> None:
