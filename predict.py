@@ -1,5 +1,6 @@
 """Cog's entry point for pictures. Cog reads the signature without running it: everything in it is a literal."""
 
+import gc
 import os
 from typing import Optional
 
@@ -33,6 +34,8 @@ class Predictor(BaseRunner):
                 files, placement, dtype, defer_refiner=os.environ.get("SDXL_DEFER_REFINER") == "1"
             )
             self.outputs = OutputFolders()
+            gc.collect()
+            gc.freeze()  # what is loaded stays: each later collection would walk 400,000 objects of it for nothing
 
     def run(
         self,

@@ -90,7 +90,7 @@ def predict_noise(unet: torch.nn.Module, model_input: Tensor, timestep: Tensor, 
     """Classifier-free guided noise prediction. model_input (1, 4, h, w) -> (1, 4, h, w), float32."""
     batch = conditioning.prompt_embeds.shape[0]
     noise_pred: Tensor = unet(
-        model_input.to(conditioning.prompt_embeds.dtype).expand(batch, -1, -1, -1),
+        model_input.expand(batch, -1, -1, -1).to(conditioning.prompt_embeds.dtype),
         timestep,
         encoder_hidden_states=conditioning.prompt_embeds,
         added_cond_kwargs={"text_embeds": conditioning.text_embeds, "time_ids": conditioning.time_ids},

@@ -135,7 +135,8 @@ def _latent_shape(models: Models, request: Request) -> tuple[int, int, int, int]
 
 def _draw(generator: torch.Generator, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Standard normal noise, drawn on the CPU: the same on every card."""
-    return torch.randn(shape, generator=generator).to(device, non_blocking=True)
+    noise = torch.randn(shape, generator=generator, pin_memory=device.type == "cuda")
+    return noise.to(device, non_blocking=True)
 
 
 def _start(each: Pass, latents: Tensor | None, noise: Tensor, *, inpaint_from_noise: bool) -> Tensor:

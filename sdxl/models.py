@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.modeling_utils import no_init_weights
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from torch.nn import Module
@@ -114,11 +115,10 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_module(folder: Path, make: Callable[[dict[str, Any]], M], device: torch.device, dtype: torch.dtype) -> M:
-    """One module from a folder with config.json and .safetensors; `make` builds it from the config."""
-    with torch.device("meta"):
-        module = make(_config(folder))
-    return fill(module, read_tensors(folder, device, dtype), device)
+def blank(folder: Path, make: Callable[[dict[str, Any]], M]) -> M:
+    """A module without weights, built by `make` from the folder's config; no random start is drawn for it."""
+    with no_init_weights(), torch.device("meta"):
+        return make(_config(folder))
 
 
 def _unet(config: dict[str, Any]) -> UNet2DConditionModel:
@@ -138,41 +138,58 @@ def _vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
 
 
 def load_models(files: ModelFiles, placement: Placement, dtype: torch.dtype, *, defer_refiner: bool = False) -> Models:
-    """Read a model's files, in parallel, each once. `defer_refiner` leaves the refiner for its first use."""
-    device = placement.home()
-    with ThreadPoolExecutor(max_workers=4) as pool:
+    """Read a model's files, each once. `defer_refiner` leaves the refiner for its first use.
 
-        def load(folder: Path, make: Callable[[dict[str, Any]], Any], dtype: torch.dtype = dtype) -> Future[Any]:
-            return pool.submit(load_module, folder, make, device, dtype)
+    Modules are built here, one after the other (Python does that on one thread anyway), and filled on threads: one
+    for a CPU, where a second would only hold a second file in memory, four for a GPU, to keep the bus busy.
+    """
+    device = placement.home()
+    with ThreadPoolExecutor(max_workers=4 if device.type == "cuda" else 1) as pool:
+
+        def load(folder: Path, make: Callable[[dict[str, Any]], M], dtype: torch.dtype = dtype) -> "Future[M]":
+            module = blank(folder, make)
+            return pool.submit(lambda: fill(module, read_tensors(folder, device, dtype), device))
 
         def load_refiner() -> UNet2DConditionModel:
             assert files.refiner is not None
-            refiner = load_module(files.refiner / "unet", _unet, device, dtype)
+            folder = files.refiner / "unet"
+            refiner = fill(blank(folder, _unet), read_tensors(folder, device, dtype), device)
             placement.adopt(refiner)
             return refiner
 
-        safety = pool.submit(load_safety, files.safety_checker, device, dtype) if files.safety_checker else None
-        refiner = pool.submit(load_refiner) if files.refiner and not defer_refiner else None
         parts = _load_folder(files.base, load) if files.config is None else _load_file(files.base, files.config, dtype)
+        refiner = load(files.refiner / "unet", _unet) if files.refiner and not defer_refiner else None
         vae_folder = files.vae or files.base / "vae"
-        vae = parts.vae or load(vae_folder, _vae, _vae_dtype(vae_folder, dtype)).result()
+        vae = (
+            parts.vae if parts.vae and not files.vae else load(vae_folder, _vae, _vae_dtype(vae_folder, dtype)).result()
+        )
+        text, unet = parts.text(), parts.unet()  # from here on no module is built, and checkers may patch torch
+        safety = load_safety(files.safety_checker, device, dtype) if files.safety_checker else None
         models = Models(
-            text=parts.text(),
+            text=text,
             vae=vae,
-            base=parts.unet(),
+            base=unet,
             scheduler_config=parts.scheduler_config,
-            safety=replace(safety.result(), ready=placement.use) if safety else None,
+            safety=replace(safety, ready=placement.use) if safety else None,
             placement=placement,
             _refiner=refiner.result() if refiner else load_refiner if files.refiner else None,
         )
     if models.scheduler_config.get("prediction_type", "epsilon") != "epsilon":
         kind = models.scheduler_config["prediction_type"]
         raise WeightsError(f"The checkpoint predicts {kind!r}; SDXL 1.0 and its fine-tunes predict 'epsilon'.")
-    for module in (models.text.text_encoder, models.text.text_encoder_2, models.base, models.vae):
+    _settle(models, refined=refiner is not None)
+    return models
+
+
+def _settle(models: Models, *, refined: bool) -> None:
+    """Hand the modules to the placement that moves them."""
+    text, placement = models.text, models.placement
+    for module in (text.text_encoder, text.text_encoder_2, models.base, models.vae):
         placement.adopt(module)
+    if refined and models.refiner is not None:
+        placement.adopt(models.refiner)
     if placement.tier == "stream":
         models.vae.enable_tiling()  # type: ignore[no-untyped-call]
-    return models
 
 
 @dataclass(frozen=True)
