@@ -2,7 +2,11 @@
 
 import gc
 import os
-from typing import Optional
+import pathlib
+from collections.abc import Iterable
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any, Optional
 
 import torch
 from cog import BaseRunner, Input, Path
@@ -11,21 +15,26 @@ from PIL import Image
 import weights
 from errors import InputError, reported
 from fetch.inputs import guard_downloads
-from sdxl.canvas import make_canvas, open_image
-from sdxl.generate import generate, plan
+from limits import checked
+from sdxl.canvas import make_canvas
+from sdxl.generate import generate, memory_named, plan
 from sdxl.models import load_models
-from sdxl.output import OutputFolders, finish_images
+from sdxl.output import OutputFolders, Writers, finish_images
+from sdxl.picture import open_image
 from sdxl.placement import placement_from
 from sdxl.progress import Progress
-from sdxl.request import MicroConditioning, Prompts, Request, Sampling, choose_seeds, parse_pair, parse_size, whole
+from sdxl.request import MicroConditioning, Prompts, Request, Sampling, choose_seeds, parse_micro
 from sdxl.safety import only_safe
+
+Pictures = Iterable[tuple[Image.Image, dict[str, Any]]]
+UNSAID = ("image", "mask", "seed", "embed_parameters", "disable_safety_checker")  # stay out of the files
 
 
 class Predictor(BaseRunner):
     """SDXL 1.0, base and refiner, loaded once and left unchanged by every prediction."""
 
     def setup(self) -> None:
-        """Load the model that SDXL_MODEL names; ready means that base and refiner are on the device."""
+        """Load the model that SDXL_MODEL names; ready means that base and refiner are where they work."""
         with reported():
             guard_downloads(allow_private=os.environ.get("SDXL_PRIVATE_INPUTS") == "1")
             files = weights.resolve(os.environ.get("SDXL_MODEL"))
@@ -33,7 +42,7 @@ class Predictor(BaseRunner):
             self.models = load_models(
                 files, placement, dtype, defer_refiner=os.environ.get("SDXL_DEFER_REFINER") == "1"
             )
-            self.outputs = OutputFolders()
+            self.outputs, self.writers = OutputFolders(), Writers(os.cpu_count() or 1)
             gc.collect()
             gc.freeze()  # what is loaded stays: each later collection would walk 400,000 objects of it for nothing
 
@@ -237,63 +246,55 @@ class Predictor(BaseRunner):
         ),
     ) -> list[Path]:
         """Pictures of the prompt, one per seed; unsafe ones are left out."""
-        unsaid = ("self", "image", "mask", "seed")
-        parameters = {name: value for name, value in locals().items() if name not in unsaid and value is not None}
         with reported(), torch.inference_mode():
-            canvas = make_canvas(
-                native=self.models.native,
-                image=_received("image", image),
-                mask=_received("mask", mask),
-                width=whole("width", width),
-                height=whole("height", height),
-                aspect_ratio=aspect_ratio,
-                mask_blur=whole("mask_blur", mask_blur),
-                mask_padding=whole("mask_padding", mask_padding),
+            return [Path(path) for path in self._draw(checked(Predictor.run, locals()))]
+
+    def _draw(self, asked: SimpleNamespace) -> list[pathlib.Path]:
+        """A prediction, step by step: lay out, check, plan, generate, check for safety, mark and write."""
+        canvas = make_canvas(
+            native=self.models.native,
+            image=_received("image", asked.image),
+            mask=_received("mask", asked.mask),
+            width=asked.width,
+            height=asked.height,
+            aspect_ratio=asked.aspect_ratio,
+            mask_blur=asked.mask_blur,
+            mask_padding=asked.mask_padding,
+        )
+        request = Request(
+            prompts=Prompts(**_named(Prompts, asked)),
+            canvas=canvas,
+            seeds=choose_seeds(asked.seed, asked.num_outputs),
+            sampling=Sampling(**_named(Sampling, asked)),
+            micro=MicroConditioning(**parse_micro(_named(MicroConditioning, asked))),
+        )
+        passes = plan(self.models, request)
+        print(f"Using seed: {', '.join(map(str, request.seeds))}")
+        said = {name: value for name, value in vars(asked).items() if name not in UNSAID and value is not None}
+        steps = len(request.seeds) * sum(len(each.schedule.steps) for each in passes)
+        with memory_named(canvas), Progress(steps) as progress, progress.rest("write"):
+            images = generate(self.models, request, passes, progress)
+            pictures: Pictures = zip(images, ({**said, "seed": seed} for seed in request.seeds), strict=True)
+            if not asked.disable_safety_checker:
+                pictures = only_safe(self.models.safety, pictures, progress)
+            paths = finish_images(
+                pictures,
+                self.outputs.fresh(),
+                self.writers,
+                watermark=asked.apply_watermark,
+                output_format=asked.output_format,
+                quality=asked.output_quality,
+                embed_parameters=asked.embed_parameters,
+                watermark_only=canvas.blend,
             )
-            request = Request(
-                prompts=Prompts(prompt, negative_prompt, prompt_2, negative_prompt_2, whole("clip_skip", clip_skip)),
-                canvas=canvas,
-                seeds=choose_seeds(seed, num_outputs),
-                sampling=Sampling(
-                    scheduler,
-                    num_inference_steps,
-                    guidance_scale,
-                    guidance_rescale,
-                    prompt_strength,
-                    refine,
-                    high_noise_frac,
-                    refine_steps,
-                    refine_strength,
-                ),
-                micro=MicroConditioning(
-                    parse_size("original_size", original_size),
-                    parse_size("target_size", target_size),
-                    parse_pair("crop_top_left", crop_top_left, ","),
-                    parse_size("negative_original_size", negative_original_size),
-                    parse_size("negative_target_size", negative_target_size),
-                    parse_pair("negative_crop_top_left", negative_crop_top_left, ","),
-                    aesthetic_score,
-                    negative_aesthetic_score,
-                ),
-            )
-            passes = plan(self.models, request)
-            print(f"Using seed: {', '.join(map(str, request.seeds))}")
-            with Progress(len(request.seeds) * sum(len(each.schedule.steps) for each in passes)) as progress:
-                images = generate(self.models, request, passes, progress)
-                pictures = zip(images, ({**parameters, "seed": seed} for seed in request.seeds), strict=True)
-                checked = pictures if disable_safety_checker else only_safe(self.models.safety, pictures)
-                paths = finish_images(
-                    checked,
-                    self.outputs.fresh(),
-                    watermark=apply_watermark,
-                    output_format=output_format,
-                    quality=whole("output_quality", output_quality),
-                    embed_parameters=embed_parameters,
-                    watermark_only=canvas.blend,
-                )
-            for stage, seconds in progress.seconds.items():
-                self.record_metric(f"{stage}_seconds", round(seconds, 4))
-        return [Path(path) for path in paths]
+        for stage, seconds in progress.seconds.items():
+            self.record_metric(f"{stage}_seconds", round(seconds, 4))
+        return paths
+
+
+def _named(kind: type, asked: SimpleNamespace) -> dict[str, Any]:
+    """The inputs that a dataclass has fields for."""
+    return {field.name: getattr(asked, field.name) for field in fields(kind)}
 
 
 def _received(name: str, path: Optional[Path]) -> Optional[Image.Image]:

@@ -1,5 +1,6 @@
 """From what the VAE gives to finished files: invisible watermark and PNG, four pictures."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from benchmarks.measure import Effort, Row, interleave, timing_row
 from benchmarks.stand_ins import load
 from sdxl.generate import decode
 from sdxl.models import Models
-from sdxl.output import finish_images
+from sdxl.output import Writers, finish_images
 
 GROUP = "post-processing of 4 pictures"
 COUNT = 4
@@ -30,14 +31,14 @@ Pixels = npt.NDArray[np.uint8]
 def rows(effort: Effort) -> list[Row]:
     """Wall time, CPU time, and whether the pictures are the same."""
     decoded = [_decoded(effort.side, seed) for seed in range(COUNT)]
-    models = replace(load(), vae=_vae(decoded))
+    models, writers = replace(load(), vae=_vae(decoded)), Writers(os.cpu_count() or 1)
     with TemporaryDirectory() as name:
         folders = Path(name) / "a", Path(name) / "b"
         for folder in folders:
             folder.mkdir()
         reference = Reference()
         a, b = interleave(
-            lambda: reference(torch.cat(decoded), folders[0]), lambda: _ours(models, folders[1]), effort.rounds
+            lambda: reference(torch.cat(decoded), folders[0]), lambda: _ours(models, writers, folders[1]), effort.rounds
         )
         theirs, ours = map(_pictures, folders)
         size, our_size = (sum(file.stat().st_size for file in folder.iterdir()) / 1e6 for folder in folders)
@@ -70,7 +71,7 @@ class Reference:
             image.save(folder / f"out-{number}.png")
 
 
-def _ours(models: Models, folder: Path) -> None:
+def _ours(models: Models, writers: Writers, folder: Path) -> None:
     latents = torch.zeros(1, 4, 1, 1)
 
     def pictures() -> Iterator[tuple[Image.Image, dict[str, Any]]]:
@@ -78,7 +79,9 @@ def _ours(models: Models, folder: Path) -> None:
             yield decode(models, latents + number), {}
 
     with torch.inference_mode():
-        finish_images(pictures(), folder, watermark=True, output_format="png", quality=95, embed_parameters=False)
+        finish_images(
+            pictures(), folder, writers, watermark=True, output_format="png", quality=95, embed_parameters=False
+        )
 
 
 def _vae(decoded: list[Tensor]) -> Any:

@@ -14,10 +14,8 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from errors import InputError
-from sdxl.picture import is_binary, open_image, to_mask, to_rgb
-from sdxl.sizes import ASPECT_RATIOS, Size, asked_size, aspect_size, own_size, scaled
-
-__all__ = ["ASPECT_RATIOS", "Canvas", "aspect_size", "make_canvas", "open_image", "to_mask", "to_rgb"]
+from sdxl.picture import is_binary, to_mask, to_rgb
+from sdxl.sizes import Size, asked_size, own_size, scaled
 
 Box = tuple[int, int, int, int]
 
@@ -71,7 +69,7 @@ def make_canvas(
     """
     if mask_blur < 0 or (mask_padding or 0) < 0:
         raise InputError(f"mask_blur={mask_blur} and mask_padding={mask_padding} must be 0 or more")
-    asked = asked_size(native, width, height, aspect_ratio)
+    asked = asked_size(native, width, height, aspect_ratio, None if image is None else image.size)
     if image is None:
         _needs_no_image(mask, aspect_ratio)
     if mask is None and mask_padding is not None:

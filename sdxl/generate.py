@@ -1,5 +1,6 @@
 """A prediction: encode the text, start the latents, denoise (and refine), decode."""
 
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from errors import InputError
+from sdxl.canvas import Canvas
 from sdxl.denoise import Conditioning, Draw, Expert, Kept, at_level, denoise, split
 from sdxl.models import Models, config_of
 from sdxl.progress import Progress
@@ -56,36 +58,39 @@ def generate(models: Models, request: Request, passes: Sequence[Pass], progress:
     """
     with progress.stage("encode_text"):
         embeds = encode_text(models, request)
+    posterior = None
+    if request.canvas.image is not None:
+        with progress.stage("encode_image"):
+            posterior = encode_image(models, request.canvas.image)
     for seed in request.seeds:
+        if request.canvas.image is not None and not any(each.schedule.steps for each in passes):
+            yield request.canvas.finish(request.canvas.image)  # strength 0 keeps it, without the VAE's rounding
+            continue
         generator = torch.Generator().manual_seed(seed)
         draw = partial(_draw, generator, _latent_shape(models, request), models.placement.device)
-        with _memory_named(request):
-            with progress.stage("encode_image"):
-                image_latents = encode_image(models, request, draw)
-            with progress.stage("denoise"):
-                latents = paint(models, request, passes, embeds, image_latents, draw, progress)
-            with progress.stage("decode"):
-                picture = decode(models, latents)
+        with progress.stage("denoise"):
+            image_latents = posterior.sample(draw) if posterior else None
+            latents = paint(models, request, passes, embeds, image_latents, draw, progress)
+        with progress.stage("decode"):
+            picture = decode(models, latents)
         yield request.canvas.finish(picture)
 
 
 @contextmanager
-def _memory_named(request: Request) -> Iterator[None]:
-    """Running out of GPU memory becomes a sentence; what was cached is given back for the next request."""
+def memory_named(canvas: Canvas) -> Iterator[None]:
+    """Running out of GPU memory becomes a sentence; what the failed request held is given back for the next."""
     try:
         yield
     except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)
         torch.cuda.empty_cache()
-        size = f"{request.canvas.width}x{request.canvas.height}"
-        raise InputError(
-            f"{size} pixels need more memory than this GPU has free; ask for a smaller picture."
-        ) from error
+        size = f"{canvas.width}x{canvas.height}"
+        raise InputError(f"{size} pixels need more memory than this GPU has free; ask for a smaller picture.") from None
 
 
 def encode_text(models: Models, request: Request) -> PromptEmbeds:
     """The prompts as both UNets read them."""
     prompts = request.prompts
-    models.placement.use(models.text.text_encoder, models.text.text_encoder_2)
     return models.text.encode(
         prompts.prompt,
         prompts.negative_prompt,
@@ -203,17 +208,26 @@ def time_ids(config: Any, pooled_width: int, request: Request) -> tuple[list[flo
     ]
 
 
-def encode_image(models: Models, request: Request, draw: Draw) -> Tensor | None:
-    """The input picture as latents (1, 4, h, w), float32: one sample of the VAE's posterior; None without one."""
-    image = request.canvas.image
-    if image is None:
-        return None
+@dataclass(frozen=True)
+class Posterior:
+    """What the VAE makes of a picture: (1, 4, h, w) each, float32, in the scale that the UNets work in."""
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, draw: Draw) -> Tensor:
+        """One sample of it, as latents."""
+        return self.mean + self.std * draw()
+
+
+def encode_image(models: Models, image: Image.Image) -> Posterior:
+    """An RGB picture whose sides are multiples of 8."""
     vae = models.vae
     models.placement.use(vae)
     pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
-    posterior = vae.encode(pixels.to(models.placement.device, vae.dtype)).latent_dist
-    sample: Tensor = posterior.mean.float() + posterior.std.float() * draw()
-    return sample * float(config_of(vae).scaling_factor)
+    found = vae.encode(pixels.to(models.placement.device, vae.dtype)).latent_dist
+    factor = float(config_of(vae).scaling_factor)
+    return Posterior(found.mean.float() * factor, found.std.float() * factor)
 
 
 def _latent_mask(models: Models, request: Request) -> Tensor:

@@ -1,7 +1,6 @@
 """Every module of SDXL, loaded once, each byte of it read once, shared by base and refiner."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -157,14 +156,16 @@ def load_models(files: ModelFiles, placement: Placement, dtype: torch.dtype, *, 
             placement.adopt(refiner)
             return refiner
 
-        parts = _load_folder(files.base, load) if files.config is None else _load_file(files.base, files.config, dtype)
+        parts = _load_folder(files.base, load) if files.config is None else _load_file(files, device, dtype)
         refiner = load(files.refiner / "unet", _unet) if files.refiner and not defer_refiner else None
         vae_folder = files.vae or files.base / "vae"
         vae = (
             parts.vae if parts.vae and not files.vae else load(vae_folder, _vae, _vae_dtype(vae_folder, dtype)).result()
         )
         text, unet = parts.text(), parts.unet()  # from here on no module is built, and checkers may patch torch
-        safety = load_safety(files.safety_checker, device, dtype) if files.safety_checker else None
+        # What stays in main memory computes there, where half precision is ten times slower.
+        safety_dtype = torch.float32 if placement.tier == "stream" else dtype
+        safety = load_safety(files.safety_checker, device, safety_dtype) if files.safety_checker else None
         models = Models(
             text=text,
             vae=vae,
@@ -184,11 +185,12 @@ def load_models(files: ModelFiles, placement: Placement, dtype: torch.dtype, *, 
 def _settle(models: Models, *, refined: bool) -> None:
     """Hand the modules to the placement that moves them."""
     text, placement = models.text, models.placement
+    text.ready = placement.use
     for module in (text.text_encoder, text.text_encoder_2, models.base, models.vae):
         placement.adopt(module)
     if refined and models.refiner is not None:
         placement.adopt(models.refiner)
-    if placement.tier == "stream":
+    if placement.tier != "resident":
         models.vae.enable_tiling()  # type: ignore[no-untyped-call]
 
 
@@ -218,23 +220,29 @@ def _load_folder(base: Path, load: Callable[..., Future[Any]]) -> _Parts:
     return _Parts(text, unet.result, None, scheduler_config)
 
 
-def _load_file(base: Path, config: Path, dtype: torch.dtype) -> _Parts:
-    """One .safetensors checkpoint with the original (SGM) names, read by diffusers with local configs."""
+def _load_file(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> _Parts:
+    """One .safetensors checkpoint with the original (SGM) names, read by diffusers with local configs.
+
+    Its own VAE is left aside where `files` names another: the original one overflows in float16.
+    """
     from diffusers import StableDiffusionXLPipeline  # half a second that only this case needs
 
+    without = {"vae": None} if files.vae else {}
     try:
         pipe = StableDiffusionXLPipeline.from_single_file(
-            str(base), config=str(config), dtype=dtype, local_files_only=True, add_watermarker=False
+            str(files.base), config=str(files.config), dtype=dtype, local_files_only=True, **without
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise WeightsError(f"{os.fspath(base.name)} is no complete SDXL checkpoint: {error}") from error
+        raise WeightsError(f"{files.base.name} is no complete SDXL checkpoint: {error}") from error
     encoders = TextEncoders(
         tokenizer=pipe.tokenizer,
         text_encoder=pipe.text_encoder,
         tokenizer_2=pipe.tokenizer_2,
         text_encoder_2=pipe.text_encoder_2,
     )
-    for module in (pipe.text_encoder, pipe.text_encoder_2, pipe.unet, pipe.vae):
-        module.requires_grad_(False).eval()
-    vae = pipe.vae.to(_vae_dtype(config / "vae", dtype))
+    for module in (pipe.text_encoder, pipe.text_encoder_2, pipe.unet):
+        module.requires_grad_(False).eval().to(device)
+    vae = None
+    if files.vae is None and files.config is not None:
+        vae = pipe.vae.requires_grad_(False).eval().to(device, _vae_dtype(files.config / "vae", dtype))
     return _Parts(lambda: encoders, lambda: pipe.unet, vae, dict(pipe.scheduler.config))

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import tempfile
+import threading
 import weakref
-from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 from PIL import Image, PngImagePlugin
 
-from errors import InputError
 from sdxl.watermark import apply_watermark
 
 Parameters = Mapping[str, object]
@@ -68,9 +68,36 @@ class OutputFolders:
         return self._kept[-1]
 
 
+class Writers:
+    """Threads that mark and write pictures. Started once, at setup, and spoken to through queues in C: a cancel that
+    arrives while a thread starts, or while a lock of Python's is held, hangs a process for ever.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._jobs: SimpleQueue[tuple[Callable[[], None], SimpleQueue[BaseException | None]]] = SimpleQueue()
+        for _ in range(count):
+            threading.Thread(target=self._work, name="writer", daemon=True).start()
+
+    def submit(self, job: Callable[[], None], done: SimpleQueue[BaseException | None]) -> None:
+        """Have `job` done; what it raises, or None, is put into `done`."""
+        self._jobs.put((job, done))
+
+    def _work(self) -> None:
+        while True:
+            job, done = self._jobs.get()
+            try:
+                job()
+            except BaseException as error:  # noqa: BLE001 - it is raised where the pictures come from
+                done.put(error)
+            else:
+                done.put(None)
+            del job, done  # the picture, which would stay until the next one
+
+
 def finish_images(
     pictures: Iterable[tuple[Image.Image, Parameters]],
     folder: Path,
+    writers: Writers,
     *,
     watermark: bool,
     output_format: str,
@@ -84,30 +111,30 @@ def finish_images(
     mask `watermark_only` is black nothing is marked; inpainting gives `Canvas.blend`. Whatever goes wrong,
     here or where the pictures come from, no file stays.
     """
-    if output_format not in FORMATS:
-        raise InputError(f"output_format={output_format!r} is not known; choose one of {', '.join(FORMATS)}")
-    if not 0 <= quality <= 100:
-        raise InputError(f"output_quality={quality} is out of range; give a number from 0 to 100")
 
     def finish(image: Image.Image, path: Path, parameters: Parameters | None) -> None:
         image = apply_watermark(image, watermark_only) if watermark else image.convert("RGB")
         _write(image, path, quality, parameters)
 
     paths: list[Path] = []
-    futures: list[Future[None]] = []
-    workers = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
+    done: SimpleQueue[BaseException | None] = SimpleQueue()
+    received = 0
     try:
         for number, (image, parameters) in enumerate(pictures):
-            paths.append(folder / f"out-{number}.{output_format}")
-            futures.append(workers.submit(finish, image, paths[-1], parameters if embed_parameters else None))
-        for future in futures:
-            future.result()
+            path = folder / f"out-{number}.{output_format}"
+            writers.submit(partial(finish, image, path, parameters if embed_parameters else None), done)
+            paths.append(path)
+        while received < len(paths):
+            error = done.get()
+            received += 1
+            if error is not None:
+                raise error
     except BaseException:
-        workers.shutdown(cancel_futures=True)
+        for _ in paths[received:]:
+            done.get()
         for path in paths:
             path.unlink(missing_ok=True)
         raise
-    workers.shutdown()
     return paths
 
 

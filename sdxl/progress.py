@@ -10,10 +10,27 @@ import torch
 from tqdm import tqdm
 
 
+class _NoLock:
+    """A lock that does nothing: one thread draws, and a cancel inside tqdm's own lock would leave it locked."""
+
+    def acquire(self, *_: object, **__: object) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class _Bar(tqdm):
-    """A bar without tqdm's monitor thread: a cancel that arrives while a thread starts hangs the worker for ever."""
+    """A bar without tqdm's monitor thread and lock: a cancel that meets either hangs the worker for ever."""
 
     monitor_interval = 0
+    _lock = _NoLock()
 
 
 class Progress:
@@ -43,3 +60,10 @@ class Progress:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds[name] += time.perf_counter() - start
+
+    @contextmanager
+    def rest(self, name: str) -> Iterator[None]:
+        """Add the time inside that no stage took to `seconds[name]`."""
+        start, before = time.perf_counter(), sum(self.seconds.values())
+        yield
+        self.seconds[name] += time.perf_counter() - start - (sum(self.seconds.values()) - before)

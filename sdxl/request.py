@@ -3,8 +3,9 @@
 import math
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import overload
+from typing import Any
 
 from errors import InputError
 from sdxl.canvas import Canvas
@@ -59,8 +60,6 @@ class Sampling:
     refine_strength: float
 
     def __post_init__(self) -> None:
-        for name in ("num_inference_steps", "refine_steps"):
-            object.__setattr__(self, name, whole(name, getattr(self, name)))
         _one_of("scheduler", self.scheduler, tuple(SCHEDULERS))
         _one_of("refine", self.refine, REFINE)
         _between("num_inference_steps", self.num_inference_steps, 1, 500)
@@ -115,36 +114,27 @@ class Request:
 
 def choose_seeds(seed: int | None, count: int) -> tuple[int, ...]:
     """One seed per picture, counted up from `seed`; blank: from a random one that every client can send back."""
-    first = secrets.randbelow(2**31) if seed is None else whole("seed", seed)
-    return tuple(range(first, first + whole("num_outputs", count)))
+    first = secrets.randbelow(2**31) if seed is None else seed
+    return tuple(range(first, first + count))
 
 
-def parse_pair(name: str, text: str | None, separator: str) -> Pair | None:
-    """ "1024x768" with separator "x", "0,64" with separator ",": two whole numbers from 0 to 8192, in that order."""
-    if text is None:
-        return None
-    if not re.fullmatch(rf"\d{{1,4}}{separator}\d{{1,4}}", text.strip()):
+def parse_micro(written: Mapping[str, Any]) -> dict[str, Any]:
+    """MicroConditioning's fields as people write them: sizes as "WIDTHxHEIGHT", corners as "TOP,LEFT"."""
+    found = dict(written)
+    for name, text in written.items():
+        if text is not None and name.endswith("size"):
+            width, height = _pair(name, text, "x")
+            found[name] = (height, width)
+        elif text is not None and name.endswith("left"):
+            found[name] = _pair(name, text, ",")
+    return found
+
+
+def _pair(name: str, text: str, separator: str) -> Pair:
+    if not re.fullmatch(rf"[0-9]{{1,4}}{separator}[0-9]{{1,4}}", text):
         raise InputError(f"{name}={text!r} is not two numbers such as '1024{separator}1024'.")
-    first, second = (int(part) for part in text.strip().split(separator))
-    _between(name, max(first, second), 0, 8192)
+    first, second = (int(part) for part in text.split(separator))
     return first, second
-
-
-def parse_size(name: str, text: str | None) -> Pair | None:
-    """ "WIDTHxHEIGHT" as people write it -> (height, width) as the model reads it."""
-    pair = parse_pair(name, text, "x")
-    return None if pair is None else (pair[1], pair[0])
-
-
-@overload
-def whole(name: str, value: float) -> int: ...
-@overload
-def whole(name: str, value: float | None) -> int | None: ...
-def whole(name: str, value: float | None) -> int | None:
-    """JSON allows 10.0 where a whole number is asked for, and Cog passes it on as it is."""
-    if value is not None and not (math.isfinite(value) and value == int(value)):
-        raise InputError(f"{name}={value} is no whole number; give one such as {int(value) if value < 1e9 else 1}.")
-    return None if value is None else int(value)
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:

@@ -23,6 +23,7 @@ from torch.nn.functional import normalize
 from transformers import CLIPImageProcessorPil
 
 from errors import InputError, UnsafeContentError, WeightsError
+from sdxl.progress import Progress
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class Safety:
 
     checker: StableDiffusionSafetyChecker
     processor: CLIPImageProcessorPil
-    ready: Callable[[Module], object] = id  # brings the checker to its device before it works
+    ready: Callable[[Module], object] = lambda _: None  # brings the checker to its device before it works
 
     def unsafe(self, images: Sequence[Image.Image]) -> list[bool]:
         """Whether each picture must not leave; the pictures stay as they are. Any thread may call it."""
@@ -69,22 +70,28 @@ def load_safety(folder: Path, device: torch.device | str, dtype: torch.dtype) ->
     return Safety(checker.to(device).eval(), processor)
 
 
-def only_safe(safety: Safety | None, pictures: Iterable[tuple[Image.Image, T]]) -> Iterator[tuple[Image.Image, T]]:
+def only_safe(
+    safety: Safety | None, pictures: Iterable[tuple[Image.Image, T]], progress: Progress
+) -> Iterator[tuple[Image.Image, T]]:
     """The safe ones of a stream of pictures and what belongs to them, each as it comes.
 
     InputError, before any picture is made, where there is no checker; UnsafeContentError at the end if none was safe.
     """
     if safety is None:
         raise InputError("This model has no safety checker to check with; set disable_safety_checker to go without.")
-    return _checked(safety, pictures)
+    return _checked(safety, pictures, progress)
 
 
-def _checked(safety: Safety, pictures: Iterable[tuple[Image.Image, T]]) -> Iterator[tuple[Image.Image, T]]:
+def _checked(
+    safety: Safety, pictures: Iterable[tuple[Image.Image, T]], progress: Progress
+) -> Iterator[tuple[Image.Image, T]]:
     kept = of = 0
     for image, rest in pictures:
         of += 1
-        safety.ready(safety.checker)
-        if safety.unsafe([image]) == [False]:
+        with progress.stage("check_safety"):
+            safety.ready(safety.checker)
+            safe = safety.unsafe([image]) == [False]
+        if safe:
             kept += 1
             yield image, rest
     if of and not kept:

@@ -44,8 +44,11 @@ def aspect_size(name: str, native: int) -> Size:
     return width, height
 
 
-def asked_size(native: int, width: int | None, height: int | None, aspect_ratio: str) -> Size | None:
-    """The size that was asked for; None is the image's own, or the model's."""
+def asked_size(
+    native: int, width: int | None, height: int | None, aspect_ratio: str, image: Size | None
+) -> Size | None:
+    """The size that was asked for; None is the image's own, or the model's. A side left blank follows from the other
+    by the shape of `image`; without one it is the model's own."""
     sides = {name: side for name, side in (("width", width), ("height", height)) if side is not None}
     for name, side in sides.items():
         if aspect_ratio != "custom":
@@ -54,9 +57,16 @@ def asked_size(native: int, width: int | None, height: int | None, aspect_ratio:
             )
         if not SMALLEST <= side <= LARGEST:
             raise InputError(f"{name}={side} is out of range; give a number from {SMALLEST} to {LARGEST}")
+    if sides and image is not None:
+        wide, high = image
+        return width or _side((height or high) * wide / high), height or _side((width or wide) * high / wide)
     if sides:
-        return sides.get("width", native), sides.get("height", native)
+        return width or native, height or native
     return None if aspect_ratio in ("custom", "match_input_image") else aspect_size(aspect_ratio, native)
+
+
+def _side(length: float) -> int:
+    return min(LARGEST, max(SMALLEST, round(length)))
 
 
 def own_size(size: Size, native: int) -> Size:

@@ -13,7 +13,7 @@ pooled vector is that of the words, and of several alternatives the mean by weig
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -59,6 +59,9 @@ class TextEncoders:
     text_encoder: CLIPTextModel
     tokenizer_2: CLIPTokenizer
     text_encoder_2: CLIPTextModelWithProjection
+    ready: Callable[..., object] = field(
+        default=lambda *_: None, repr=False
+    )  # brings both to their device before they work
     _cache: OrderedDict[tuple[str, str, str, str, int], PromptEmbeds] = field(
         default_factory=OrderedDict, init=False, repr=False
     )
@@ -93,6 +96,7 @@ class TextEncoders:
         first = _Reader(self.tokenizer, {"prompt": prompt, "negative_prompt": negative})
         second = _Reader(self.tokenizer_2, {"prompt_2": prompt_2, "negative_prompt_2": negative_2})
         length = max(text.length for text in first.texts + second.texts)
+        self.ready(self.text_encoder, self.text_encoder_2)
         layers = (-2 - skip, -2)
         states, _ = first.read(self.text_encoder, layers, length)
         states_2, pooled = second.read(self.text_encoder_2, layers, length)

@@ -9,7 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
 
-from sdxl.canvas import Canvas, make_canvas, open_image, to_mask, to_rgb
+from sdxl.canvas import Canvas, make_canvas
+from sdxl.picture import open_image, to_mask, to_rgb
 
 MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"]
 Pixels = npt.NDArray[np.uint8]

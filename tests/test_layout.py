@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from predict import Predictor
-from sdxl.canvas import ASPECT_RATIOS
 from sdxl.output import FORMATS
 from sdxl.request import REFINE
 from sdxl.schedulers import SCHEDULERS
+from sdxl.sizes import ASPECT_RATIOS
 from tests.conftest import ROOT
 
 # Who may import whom of ours; everyone may import errors and its own folder.

@@ -73,7 +73,7 @@ def test_oracle_is_strict_about_shapes() -> None:
     picture = np.array(render(scene, random.Random(2)))
     assert read(Image.fromarray(picture)).things[0].fit > 0.97
     for column in range(30, 98, 12):
-        picture[30:46, column : column + 6] = 248
+        picture[30:54, column : column + 6] = 248
     assert read(Image.fromarray(picture)).things[0].shape != "square"
 
 
@@ -173,7 +173,7 @@ def alarms(images: list[Image.Image], dtype: torch.dtype) -> list[bool]:
     checker = load(StableDiffusionSafetyChecker, WEIGHTS / "safety_checker").to(dtype)
     processor = CLIPImageProcessor.from_pretrained(WEIGHTS / "safety_checker")
     pixels = processor(images, return_tensors="pt").pixel_values.to(dtype)
-    flags: list[bool] = checker([np.asarray(image) for image in images], pixels)[1]
+    flags: list[bool] = checker(pixels, [np.array(image) for image in images])[1]
     return flags
 
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from errors import InputError
-from sdxl.canvas import open_image
-from sdxl.picture import is_binary, to_mask, to_rgb
+from sdxl.picture import is_binary, open_image, to_mask, to_rgb
 
 FORMATS = ("png", "jpg", "webp", "gif", "bmp", "tif", "avif")
 

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil
 
 from errors import InputError, UnsafeContentError, WeightsError
+from sdxl.progress import Progress
 from sdxl.safety import Safety, load_safety, only_safe
 
 CONFIG = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -149,13 +150,13 @@ def test_only_safe_checks_each_picture_as_it_comes(safety: Safety, caplog: pytes
             asked.append(number)
             yield image, number
 
-    stream = only_safe(safety, pictures())
+    stream = only_safe(safety, pictures(), Progress(0))
     assert next(stream) == (GOOD, 0)
     assert asked == [0]
     assert list(stream) == [(GOOD, 2)]
     assert caplog.messages == ["The safety checker withheld 1 of 3 pictures"]
     with pytest.raises(InputError, match=r"no safety checker .* set disable_safety_checker"):
-        only_safe(None, [(GOOD, 7)])
-    assert list(only_safe(safety, [])) == []
+        only_safe(None, [(GOOD, 7)], Progress(0))
+    assert list(only_safe(safety, [], Progress(0))) == []
     with pytest.raises(UnsafeContentError, match="withheld all 2 pictures"):
-        list(only_safe(safety, [(BAD, 0), (BAD, 1)]))
+        list(only_safe(safety, [(BAD, 0), (BAD, 1)], Progress(0)))

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from hypothesis import given, settings
@@ -64,6 +65,28 @@ def reference(scheduler: Any, timesteps: Tensor, latents: Tensor, model: torch.n
 
 def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "karras"),
+    [
+        ("DDIM", diffusers.DDIMScheduler, None),
+        ("DPMSolverMultistep", diffusers.DPMSolverMultistepScheduler, False),
+        ("HeunDiscrete", diffusers.HeunDiscreteScheduler, False),
+        ("KarrasDPM", diffusers.DPMSolverMultistepScheduler, True),
+        ("K_EULER_ANCESTRAL", diffusers.EulerAncestralDiscreteScheduler, None),
+        ("K_EULER", diffusers.EulerDiscreteScheduler, False),
+        ("PNDM", diffusers.PNDMScheduler, None),
+    ],
+)
+def test_names_mean_what_they_mean_in_the_reference(
+    name: str, kind: type, karras: bool | None, scheduler_config: dict[str, Any]
+) -> None:
+    scheduler = SCHEDULERS[name].scheduler({**scheduler_config, "use_karras_sigmas": not karras})
+    assert type(scheduler) is kind
+    assert scheduler.config.get("use_karras_sigmas") in (karras, None) or karras is None
+    sigmas = make_schedule(name, scheduler_config, 10).steps
+    assert (sigmas == make_schedule("KarrasDPM", scheduler_config, 10).steps) == (name == "KarrasDPM")
 
 
 @pytest.mark.parametrize("name", NAMES)
