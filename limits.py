@@ -13,18 +13,24 @@ from cog import FieldInfo
 
 from errors import InputError
 
+Stated = Mapping[str, tuple[Any, FieldInfo]]
 
-def checked(function: Callable[..., Any], given: Mapping[str, Any]) -> SimpleNamespace:
-    """The inputs by name, whole numbers as int. InputError names the first that breaks its limit, and the limit."""
+
+def stated(function: Callable[..., Any]) -> Stated:
+    """What a signature says of each input: its type and its `Input(...)`. To be read when the module is loaded: coglet
+    puts the bare defaults in the place of the `Input`s afterwards.
+    """
     types = get_type_hints(function)
-    fields = {name: each.default for name, each in inspect.signature(function).parameters.items() if name in given}
-    return SimpleNamespace(
-        **{
-            name: _checked(name, given[name], types[name], field)
-            for name, field in fields.items()
-            if isinstance(field, FieldInfo)
-        }
-    )
+    return {
+        name: (types[name], each.default)
+        for name, each in inspect.signature(function).parameters.items()
+        if isinstance(each.default, FieldInfo)
+    }
+
+
+def checked(limits: Stated, given: Mapping[str, Any]) -> SimpleNamespace:
+    """The inputs by name, whole numbers as int. InputError names the first that breaks its limit, and the limit."""
+    return SimpleNamespace(**{name: _checked(name, given[name], *limit) for name, limit in limits.items()})
 
 
 def _checked(name: str, value: Any, kind: Any, field: FieldInfo) -> Any:

@@ -15,7 +15,7 @@ from PIL import Image
 import weights
 from errors import InputError, reported
 from fetch.inputs import guard_downloads
-from limits import checked
+from limits import checked, stated
 from sdxl.canvas import make_canvas
 from sdxl.generate import generate, memory_named, plan
 from sdxl.models import load_models
@@ -247,7 +247,7 @@ class Predictor(BaseRunner):
     ) -> list[Path]:
         """Pictures of the prompt, one per seed; unsafe ones are left out."""
         with reported(), torch.inference_mode():
-            return [Path(path) for path in self._draw(checked(Predictor.run, locals()))]
+            return [Path(path) for path in self._draw(checked(LIMITS, locals()))]
 
     def _draw(self, asked: SimpleNamespace) -> list[pathlib.Path]:
         """A prediction, step by step: lay out, check, plan, generate, check for safety, mark and write."""
@@ -290,6 +290,9 @@ class Predictor(BaseRunner):
         for stage, seconds in progress.seconds.items():
             self.record_metric(f"{stage}_seconds", round(seconds, 4))
         return paths
+
+
+LIMITS = stated(Predictor.run)
 
 
 def _named(kind: type, asked: SimpleNamespace) -> dict[str, Any]:

@@ -12,7 +12,7 @@ torch is imported; only the one conversion of the safety checker imports it.
 import hashlib
 import json
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,6 @@ def resolve(model: str | None, *, manner: Manner | None = None) -> ModelFiles:
     if path.suffix == ".safetensors" and path.is_file():
         return _single(path, manner)
     raise WeightsError(f"SDXL_MODEL={name!r} is neither a known model nor an existing path; {ACCEPTED}")
-
-
-def variant(folder: Path) -> str | None:
-    """The `variant=` with which diffusers loads this folder: "fp16" where its weights are named so."""
-    return "fp16" if any(folder.rglob("*.fp16.safetensors")) else None
 
 
 def cache_root() -> Path:
@@ -192,7 +187,7 @@ def _convert(folder: Path) -> None:
     fresh = folder / "model.safetensors.new"
     save_file(kept, fresh, metadata={"format": "pt"})
     fresh.replace(folder / "model.safetensors")
-    (folder / PICKLE).unlink()
+    (folder / PICKLE).unlink(missing_ok=True)
 
 
 def _source(part: str) -> Any:
@@ -208,7 +203,12 @@ def _cached(part: str) -> Path | None:
     """The part's folder if every file of it is there; files come there only whole."""
     folder = _cache_folder(part)
     names = ["model.safetensors" if name == PICKLE else name for name in _source(part)["files"]]
-    return folder if all((folder / name).is_file() for name in names) else None
+    if not all((folder / name).is_file() for name in names):
+        return None
+    if (folder / PICKLE).is_file():  # a kill just before the end of _convert left it, 1.2 GB that nothing reads
+        with suppress(OSError):  # the cache may be read-only
+            (folder / PICKLE).unlink(missing_ok=True)
+    return folder
 
 
 def _require_online(path: Path) -> None:

@@ -12,7 +12,11 @@ nothing.
 import ipaddress
 import os
 import socket
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from threading import Event, Timer
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -22,6 +26,7 @@ from requests.utils import get_environ_proxies
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import NameResolutionError, NewConnectionError
+from urllib3.response import HTTPResponse
 from urllib3.util.connection import create_connection
 
 from errors import WeightsError
@@ -72,49 +77,98 @@ def connect_checked(connection: HTTPConnection) -> socket.socket:
     raise NewConnectionError(connection, f"no connection: {failure}") from failure
 
 
-class CheckedHTTP(HTTPConnection):
+@contextmanager
+def at_most(seconds: float, cut: Callable[[], None]) -> Iterator[None]:
+    """TimeoutError for what takes longer. `cut` ends its waiting: one byte a second never meets a socket's timeout."""
+    late = Event()
+
+    def end() -> None:
+        late.set()
+        with suppress(OSError, ValueError, RuntimeError):  # it is closed already
+            cut()
+
+    timer = Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except Exception as error:
+        if late.is_set():
+            raise TimeoutError(f"it took longer than {seconds:.0f} s") from error
+        raise
+    finally:
+        timer.cancel()
+    if late.is_set():  # what was cut short may look like its end
+        raise TimeoutError(f"it took longer than {seconds:.0f} s")
+
+
+class LimitedHTTP(HTTPConnection):
+    """Whole headers within the time that is meant for the next byte."""
+
+    def getresponse(self) -> HTTPResponse:
+        limit = self.timeout
+        if not isinstance(limit, int | float) or self.sock is None:
+            return super().getresponse()
+        with at_most(limit, partial(self.sock.shutdown, socket.SHUT_RDWR)):
+            return super().getresponse()
+
+
+class LimitedHTTPS(LimitedHTTP, HTTPSConnection):
+    pass
+
+
+class CheckedHTTP(LimitedHTTP):
     def _new_conn(self) -> socket.socket:
         return connect_checked(self)
 
 
-class CheckedHTTPS(HTTPSConnection):
+class CheckedHTTPS(LimitedHTTPS):
     def _new_conn(self) -> socket.socket:
         return connect_checked(self)
 
 
-class CheckedHTTPPool(HTTPConnectionPool):
-    ConnectionCls = CheckedHTTP
+class Adapter(HTTPAdapter):
+    """`requests` with our connections; the checked ones reach public addresses only."""
 
+    def __init__(self, *, checked: bool) -> None:
+        self.checked = checked
+        super().__init__(pool_connections=8, pool_maxsize=16)
 
-class CheckedHTTPSPool(HTTPSConnectionPool):
-    ConnectionCls = CheckedHTTPS
-
-
-class CheckedAdapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        class Plain(HTTPConnectionPool):
+            ConnectionCls = CheckedHTTP if self.checked else LimitedHTTP
+
+        class Secure(HTTPSConnectionPool):
+            ConnectionCls = CheckedHTTPS if self.checked else LimitedHTTPS
+
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": CheckedHTTPPool, "https": CheckedHTTPSPool}
+        self.poolmanager.pool_classes_by_scheme = {"http": Plain, "https": Secure}
 
 
 def getter(
-    *, allow_private: bool, headers: Mapping[str, str] | None = None, timeout: tuple[float, float] = (10, 30)
+    *,
+    allow_private: bool,
+    headers: Mapping[str, str] | None = None,
+    timeout: tuple[float, float] = (10, 30),
+    patience: float = float("inf"),
 ) -> Get:
     """A GET of (url, headers) that streams and follows redirects by hand; `.history` holds the hops.
 
     allow_private  for addresses that the operator configured: private ones are reached too, and the
                    environment's proxies apply. Never for a URL out of a request.
     headers        sent to the first origin only, as is right for a token.
-    timeout        seconds to connect, and without any byte arriving.
+    timeout        seconds to connect, and for the headers, and without any byte of the body arriving.
+    patience       seconds after which no further redirect is followed.
     """
     session = requests.Session()
     session.trust_env = False  # no ~/.netrc password for a host that a user named, no proxy past the guard
     session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or True
-    adapter = (HTTPAdapter if allow_private else CheckedAdapter)(pool_connections=8, pool_maxsize=16)
+    adapter = Adapter(checked=not allow_private)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
 
     def get(url: str, extra: Mapping[str, str]) -> requests.Response:
-        origin = _origin(url)
+        origin, until = _origin(url), time.monotonic() + patience
         history: list[requests.Response] = []
         for _ in range(REDIRECTS + 1):
             own = (headers or {}) if _origin(url) == origin else {}
@@ -130,6 +184,8 @@ def getter(
                 response.history = history
                 return response
             response.close()
+            if time.monotonic() > until:
+                raise requests.Timeout(f"{origin[1]} redirects for longer than {patience:.0f} s")
             history.append(response)
             url = _next_hop(url, response.headers["Location"])
         raise WeightsError(f"{origin[1]} redirects more than {REDIRECTS} times; give the file's direct URL")

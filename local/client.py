@@ -100,7 +100,10 @@ class Server:
                 continue
             if answer.status_code != 200:
                 raise PredictionFailedError(_refusal(answer))
-            return dict(answer.json())
+            try:
+                return dict(answer.json())
+            except ValueError as error:
+                raise PredictionFailedError(f"the server at {self.url} gives no prediction; is it a Cog?") from error
 
     def cancel(self, identifier: str) -> None:
         """Stop the prediction; coglet also does so when the connection is closed."""

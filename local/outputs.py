@@ -50,8 +50,7 @@ def save(output: Any, given: str | None) -> tuple[list[Path], str | None]:
         return [], None
     text = output if isinstance(output, str) else json.dumps(output, indent=2, ensure_ascii=False)
     if given:
-        path.write_text(text, encoding="utf-8")
-        return [path], None
+        return [_put(path, text.encode())], None
     return [], text
 
 
@@ -64,6 +63,10 @@ def _write(url: str, path: Path) -> Path:
     if path.suffix[1:].isdecimal() or not path.suffix:  # output.0 has no extension yet
         extension = EXTENSIONS.get(kind) or mimetypes.guess_extension(kind) or ""
         path = path.with_name(path.name + extension)
+    return _put(path, content)
+
+
+def _put(path: Path, content: bytes) -> Path:
     try:
         path.write_bytes(content)
     except OSError as error:
@@ -74,8 +77,11 @@ def _write(url: str, path: Path) -> Path:
 def _read(url: str) -> tuple[bytes, str]:
     """(content, MIME type) of a data or http URL."""
     if not url.startswith("data:"):
-        answer = requests.get(url, timeout=(10, 60))
-        answer.raise_for_status()
+        try:
+            answer = requests.get(url, timeout=(10, 60))
+            answer.raise_for_status()
+        except requests.RequestException as error:
+            raise OutputError(f"the output at {url.partition('?')[0]} cannot be fetched: {_reason(error)}") from error
         return answer.content, answer.headers.get("content-type", "").partition(";")[0]
     head, _, body = url[5:].partition(",")
     kind, *options = head.split(";")
@@ -84,3 +90,10 @@ def _read(url: str) -> tuple[bytes, str]:
     except binascii.Error as error:
         raise OutputError(f"an output is damaged: {error}") from error
     return content, kind
+
+
+def _reason(error: requests.RequestException) -> str:
+    """What went wrong in words; the text of `requests` is long and names its internals."""
+    if error.response is not None:
+        return f"the server answers {error.response.status_code}"
+    return "the server takes too long" if isinstance(error, requests.Timeout) else "there is no answer"

@@ -2,9 +2,9 @@
 
 import argparse
 import os
-import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -18,13 +18,22 @@ from local.package import ROOT, Package, PackageError
 from local.watchdog import Coglet, SetupFailedError, Watchdog
 from local.workspace import Workspace
 
+GPUS = Path("/proc/driver/nvidia/gpus")
+SMI_PATIENCE = 5.0  # seconds; with a broken driver nvidia-smi may hang
+
 
 def has_cuda() -> bool:
     """Whether there is an NVIDIA GPU that CUDA_VISIBLE_DEVICES does not hide; torch is not imported for it."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
         return False
-    gpus = Path("/proc/driver/nvidia/gpus")
-    return (gpus.is_dir() and any(gpus.iterdir())) or Path("/dev/nvidia0").exists() or bool(shutil.which("nvidia-smi"))
+    if GPUS.is_dir() and any(GPUS.iterdir()):
+        return True
+    # Images for both kinds of machine bring nvidia-smi along, and WSL has no /proc entry: only its answer counts.
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=SMI_PATIENCE, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return any(line.startswith(b"GPU ") for line in listed.stdout.splitlines())
 
 
 def address(host: str) -> str:

@@ -1,13 +1,28 @@
 """A real HTTP server on loopback that misbehaves on request."""
 
+import hashlib
+import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from fetch.answers import Item, Manner, Patience
+from fetch.download import fetch
+from fetch.network import getter
+
+DATA = os.urandom(1 << 20) * 5 + b"end"
+SHA = hashlib.sha256(DATA).hexdigest()
+QUICK = Manner(
+    workers=4,
+    piece=1 << 20,
+    save_every=1 << 18,
+    patience=Patience(attempts=3, backoff=0.01, window=1.0, least=50_000),
+)
 Fault = Callable[["Handler", bytes, int, int], bool]
 
 
@@ -144,3 +159,14 @@ def file_server() -> Iterator[FileServer]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def get(url: str, folder: Path, manner: Manner = QUICK, **known: Any) -> Path:
+    """Download to f.bin in the folder, impatiently."""
+    item = Item(url, folder / "f.bin", **known)
+    fetch([item], getter(allow_private=True, timeout=(2, 1)), label="test", manner=manner)
+    return item.path
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from errors import WeightsError
-from fetch.network import getter, is_public
+from fetch.network import _next_hop, getter, is_public
 from tests.file_server import FileServer, file_server, redirect
 
 
@@ -106,7 +106,7 @@ def test_a_name_that_changes_is_asked_once_and_the_checked_address_is_used(
         raise ConnectionRefusedError("refused")
 
     pretend(monkeypatch, {"rebind.test": ["93.184.216.34", "127.0.0.1"]}, asked)
-    monkeypatch.setattr("network.create_connection", no_route)
+    monkeypatch.setattr("fetch.network.create_connection", no_route)
     port = server.server_address[1]
     with pytest.raises(OSError, match="refused"):
         getter(allow_private=False)(f"http://rebind.test:{port}/f", {})
@@ -125,7 +125,7 @@ def test_a_redirect_is_checked_like_the_first_address(
     server.always["/start"] = redirect(to.format(port=port))
     pretend(monkeypatch, {"outside.test": ["127.0.0.1"], "inside.test": ["127.0.0.1"]}, [])
     checks = iter([True])
-    monkeypatch.setattr("network.is_public", lambda _: next(checks, False))
+    monkeypatch.setattr("fetch.network.is_public", lambda _: next(checks, False))
     get = getter(allow_private=False)
     url = f"http://outside.test:{port}/start"
     if to == "/f":
@@ -156,8 +156,6 @@ def test_a_token_goes_to_the_first_origin_only(server: FileServer) -> None:
 
 
 def test_https_does_not_fall_back_to_http() -> None:
-    from network import _next_hop
-
     with pytest.raises(WeightsError, match="from https to http"):
         _next_hop("https://example.com/a", "http://example.com/b")
     assert _next_hop("https://example.com/a", "//cdn.example.com/b") == "https://cdn.example.com/b"

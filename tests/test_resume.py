@@ -1,6 +1,5 @@
 """What was interrupted goes on: after an error, a kill, beside another process; never from wrong bytes."""
 
-import hashlib
 import json
 import os
 import signal
@@ -9,25 +8,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from errors import WeightsError
-from fetch.answers import Item, Manner, Patience
-from fetch.download import fetch
-from fetch.network import getter
-from tests.file_server import FileServer, cut, file_server, fine, stall
+from tests.file_server import DATA, SHA, FileServer, cut, file_server, fine, get, names, stall
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = os.urandom(1 << 20) * 5 + b"end"
-SHA = hashlib.sha256(DATA).hexdigest()
-QUICK = Manner(
-    workers=4,
-    piece=1 << 20,
-    save_every=1 << 18,
-    patience=Patience(attempts=3, backoff=0.01, window=1.0, least=50_000),
-)
 
 
 @pytest.fixture
@@ -35,16 +22,6 @@ def server() -> Iterator[FileServer]:
     with file_server() as server:
         server.files["/f"] = DATA
         yield server
-
-
-def get(url: str, folder: Path, manner: Manner = QUICK, **known: Any) -> Path:
-    item = Item(url, folder / "f.bin", **known)
-    fetch([item], getter(allow_private=True, timeout=(2, 1)), label="test", manner=manner)
-    return item.path
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def test_resume_asks_only_for_what_is_missing(server: FileServer, tmp_path: Path) -> None:

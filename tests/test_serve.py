@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,8 @@ import requests
 
 from local import schema
 from local.package import ROOT, Package
+from local.server import has_cuda
+from local.watchdog import GRACE
 from local.workspace import KEEP, PREDICTIONS, Workspace
 
 ECHO = Path(__file__).parent / "fixtures" / "echo"
@@ -143,7 +144,7 @@ def test_prediction_sees_cog_yamls_environment_and_a_model_this_machine_can_run(
     assert answer["status"] == "succeeded"
     assert answer["output"] == ["data:image/jpeg;base64,aGk="] * 2
     assert "greeting=hello" in answer["logs"]
-    if not os.environ.get("SDXL_MODEL") and not Path("/dev/nvidia0").exists():
+    if not os.environ.get("SDXL_MODEL") and not has_cuda():
         assert "model=miniature" in answer["logs"]
         assert echo.log.read_text().count("using the miniature model") == 1
 
@@ -158,6 +159,35 @@ def test_bad_input_is_422(echo: Serving, inputs: dict[str, Any], message: str) -
     assert message in answer.json()["detail"][0]["msg"]
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("echo 'GPU 0: NVIDIA H100 (UUID: GPU-1)'", True),
+        ("echo 'No devices found.'", False),
+        ("echo 'GPU 0: x'; exit 9", False),
+        ("exec sleep 60", False),
+        (None, False),
+    ],
+)
+def test_only_a_gpu_that_nvidia_smi_lists_counts(
+    said: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if said:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{said}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    else:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("local.server.GPUS", tmp_path / "gpus")
+    monkeypatch.setattr("local.server.SMI_PATIENCE", 1.0)
+    assert has_cuda() == expected
+    (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
+    assert has_cuda()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not has_cuda()
+
+
 def test_failure_is_reported(echo: Serving) -> None:
     answer = echo.post(action="fail", text="x")
     assert (answer.status_code, answer.json()["status"]) == (200, "failed")
@@ -165,16 +195,17 @@ def test_failure_is_reported(echo: Serving) -> None:
     assert echo.post().json()["status"] == "succeeded"
 
 
-def test_cancel_within_a_second_and_the_next_is_served(echo: Serving) -> None:
+def test_cancel_ends_a_prediction_before_its_end_and_the_next_is_served(echo: Serving) -> None:
     with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(echo.post, "to-cancel", seconds=10)
+        waiting = pool.submit(echo.post, "to-cancel", seconds=30)
         until(lambda: echo.status() == "BUSY")
         time.sleep(0.3)
-        began = time.monotonic()
         assert requests.post(f"{echo.url}/predictions/to-cancel/cancel", timeout=5).status_code == 200
-        assert waiting.result().json()["status"] == "canceled"
+        canceled = waiting.result().json()
+        assert canceled["status"] == "canceled"
+        assert "0/20" in canceled["logs"]
+        assert "20/20" not in canceled["logs"]  # the end of its 30 seconds
         assert echo.post(text="next").json()["status"] == "succeeded"
-        assert time.monotonic() - began < 1
 
 
 def test_many_at_once_are_all_served(echo: Serving) -> None:
@@ -240,9 +271,8 @@ def test_long_setup_is_no_failure_and_a_term_during_it_leaves_nothing(start: Sta
     time.sleep(1.5)
     assert server.log.read_text().count("echo: setting up") == 1
     assert "miniature" not in server.log.read_text()
-    began = time.monotonic()
     assert server.end(signal.SIGINT) == 0
-    assert time.monotonic() - began < 3
+    assert "ready: POST" not in server.log.read_text()
 
 
 def test_term_waits_for_the_prediction_under_way(start: Start) -> None:
@@ -255,22 +285,17 @@ def test_term_waits_for_the_prediction_under_way(start: Start) -> None:
 
 
 def test_second_signal_does_not_wait(start: Start) -> None:
+    """The prediction would be over within the time that one signal leaves it, and then be answered."""
     server = start().ready()
-
-    def lose() -> None:
-        with pytest.raises(requests.RequestException):
-            server.post(seconds=30)
-
-    thread = threading.Thread(target=lose)
-    thread.start()
-    until(lambda: server.status() == "BUSY")
-    server.family()
-    server.process.terminate()
-    time.sleep(0.3)
-    began = time.monotonic()
-    assert server.end() == 0
-    assert time.monotonic() - began < 2
-    thread.join()
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(server.post, seconds=GRACE - 3)
+        until(lambda: server.status() == "BUSY")
+        server.family()
+        server.process.terminate()
+        time.sleep(0.3)
+        assert server.end() == 0
+        assert isinstance(waiting.exception(), requests.RequestException)
+    assert "20/20" not in server.log.read_text()
 
 
 def test_killed_server_takes_its_children_along_and_the_next_cleans_up(start: Start, temporary: Path) -> None:

@@ -99,9 +99,6 @@ def test_sdxl_comes_whole_verified_and_once(hub: FileServer, monkeypatch: pytest
     folders = [found.base, found.refiner, found.vae, found.safety_checker]
     names = {path.name for folder in folders if folder for path in folder.rglob("*") if path.is_file()}
     assert not [name for name in names if "part" in name or name.endswith((".bin", ".new"))]
-    assert weights.variant(found.base) == "fp16"
-    assert found.vae
-    assert weights.variant(found.vae) is None
     assert {token for *_, token in hub.log} == {"Bearer secret"}
     hub.log.clear()
     assert weights.resolve("sdxl-1.0", manner=QUICK) == found
@@ -120,6 +117,16 @@ def test_the_checker_s_pickle_becomes_safetensors(pickle: bytes) -> None:
     state = torch.load(folder / "again.bin", weights_only=True)
     for name, value in loaded.state_dict().items():
         torch.testing.assert_close(value, state[name].half().float(), rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_pickle_left_by_a_kill_goes_with_the_next_start(pickle: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = weights.resolve("sdxl-1.0", manner=QUICK).safety_checker
+    assert folder
+    (folder / "pytorch_model.bin").write_bytes(pickle)
+    monkeypatch.setenv("SDXL_OFFLINE", "1")
+    assert weights.resolve("sdxl-1.0").safety_checker == folder
+    assert not (folder / "pytorch_model.bin").exists()
 
 
 @pytest.mark.parametrize(
@@ -210,7 +217,7 @@ def test_a_single_file_gets_the_safe_vae_and_the_checker(single: tuple[Path, Pat
 def test_a_checkpoint_by_url(
     single: tuple[Path, Path], hub: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("network.is_public", lambda _: True)
+    monkeypatch.setattr("fetch.network.is_public", lambda _: True)
     hub.files["/tiny"], hub.files["/page"] = single[0].read_bytes(), b"<html>sign in</html>"
     found = weights.resolve(f"{hub.url}/tiny?token=1", manner=QUICK)
     assert found.base.read_bytes() == single[0].read_bytes()
