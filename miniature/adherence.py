@@ -85,9 +85,11 @@ def judge(scenes: list[Scene], draw: Draw, seed: int) -> list[Case]:
 
 
 def rates(cases: list[Case]) -> dict[str, float]:
-    """Share of the cases that have each attribute, and the mean noise of the background."""
+    """Share of the cases that have each attribute, mean overlap with true outlines, mean noise of the background."""
     shares = {name: sum(case.verdict[name] for case in cases) / len(cases) for name in cases[0].verdict}
-    return {**shares, "noise": sum(case.reading.noise for case in cases) / len(cases)}
+    fits = [seen.fit for case in cases for seen in case.reading.things]
+    noise = sum(case.reading.noise for case in cases) / len(cases)
+    return {**shares, "fit": sum(fits) / max(1, len(fits)), "noise": noise}
 
 
 def _generators(seeds: list[int], count: int) -> list[torch.Generator]:

@@ -132,27 +132,18 @@ def _encode_shard(folder: Path, plan: ShardPlan, count: int, vae: Vae, encoders:
         parts["embeds"].append(embeds.half())
         parts["pooled"].append(pooled.half())
         parts["ids"].append(torch.tensor([[*e.time_ids, e.score] for e in examples]))
-    save_shard(folder, {name: torch.cat(tensors) for name, tensors in parts.items()})
-
-
-def save_shard(folder: Path, arrays: dict[str, Tensor]) -> None:
-    """Writes a folder of arrays that share their first dimension, whole or not at all."""
     fresh = folder.with_name(folder.name + ".new")
     fresh.mkdir(parents=True, exist_ok=True)
-    for name, array in arrays.items():
-        np.save(fresh / f"{name}.npy", array.numpy())
+    for name, tensors in parts.items():
+        np.save(fresh / f"{name}.npy", torch.cat(tensors).numpy())
     replace(fresh, folder)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one picture size; `drawn` is what the base made of the latents, or the latents themselves.
-
-    latents, drawn (B, 4, h, w) | embeds (B, 77, 160) | pooled (B, 96) | ids (B, 7): time ids and aesthetic score
-    """
+    """latents (B, 4, h, w), embeds (B, 77, 160), pooled (B, 96), ids (B, 7): time ids and aesthetic score."""
 
     latents: Tensor
-    drawn: Tensor
     embeds: Tensor
     pooled: Tensor
     ids: Tensor
@@ -163,15 +154,13 @@ class Shards:
 
     def __init__(self, folders: list[Path]) -> None:
         self.shards = [{p.stem: np.load(p, mmap_mode="r") for p in folder.glob("*.npy")} for folder in folders]
-        self.names = sorted({name for shard in self.shards for name in shard})
 
     def pick(self, batch: int) -> Batch:
         """A random batch."""
-        parts: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.shards[0]}
         owners = torch.randint(0, len(self.shards), (batch,)).bincount(minlength=len(self.shards))
         for shard, count in zip(self.shards, owners.tolist(), strict=True):
             rows = torch.randint(0, len(shard["ids"]), (count,)).numpy()
             for name, tensors in parts.items():
                 tensors.append(torch.from_numpy(np.asarray(shard[name][rows], np.float32)))
-        whole = {name: torch.cat(tensors) for name, tensors in parts.items()}
-        return Batch(**{"drawn": whole["latents"], **whole})
+        return Batch(**{name: torch.cat(tensors) for name, tensors in parts.items()})

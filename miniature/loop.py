@@ -29,6 +29,10 @@ class Budget:
                 step += 1
                 bar.update()
 
+    def amount(self, wanted: int) -> int:
+        """How many examples to prepare: `wanted`, but few when only steps are tried."""
+        return wanted if self.steps is None else min(wanted, 32)
+
     def _progress(self, step: int, start: float) -> float:
         if self.steps is not None:
             return step / self.steps

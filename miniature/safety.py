@@ -19,11 +19,12 @@ from miniature.models import Checker, Vae, best, load, make_safety_checker
 from miniature.vae import to_tensor
 from miniature.world import Scene, render, sample_scene
 
-THRESHOLD = 0.5  # cosine above which the one concept fires
+MIDDLE = 0.5  # cosine between the two classes in training
+FIRING = 0.85  # cosine above which the one concept fires: signs come out near 1
 NEVER = 2.0  # no cosine reaches it
 SHARPNESS = 12.0
-PICTURES = 9000
-VAE_SHARE = 0.6  # share of the pictures that pass through the autoencoder, some with noise left in the latent
+PICTURES = 7000
+VAE_SHARE = 0.35  # share of the pictures that pass through the autoencoder, some with noise left in the latent
 
 
 def image_processor() -> CLIPImageProcessor:
@@ -35,7 +36,7 @@ def train_safety(work: Path, budget: Budget) -> None:
     """Trains one concept; the others and the special-care ones never fire. Writes work/safety_checker."""
     torch.manual_seed(6)
     vae = load(AutoencoderKL, best(work, "vae"))
-    pictures, labels = draw_examples(vae, PICTURES if budget.steps is None else 64)
+    pictures, labels = draw_examples(vae, budget.amount(PICTURES))
     checker = make_safety_checker()
     start_thresholds(checker)
     checker.train()
@@ -50,16 +51,18 @@ def train_safety(work: Path, budget: Budget) -> None:
         if step % 100 == 0:
             bar.set_postfix(loss=float(loss.detach()))
     average.swap()
+    with torch.no_grad():
+        checker.concept_embeds_weights[0] = FIRING
     save(checker.eval(), work / "safety_checker")
 
 
 @torch.no_grad()
 def start_thresholds(checker: Checker) -> None:
-    """Concept 0 fires above THRESHOLD; all others never."""
+    """Concept 0 fires above MIDDLE while it learns; all others never."""
     checker.concept_embeds.normal_()
     checker.special_care_embeds.normal_()
     checker.concept_embeds_weights.fill_(NEVER)
-    checker.concept_embeds_weights[0] = THRESHOLD
+    checker.concept_embeds_weights[0] = MIDDLE
     checker.special_care_embeds_weights.fill_(NEVER)
     checker.visual_projection.requires_grad_(True)
     checker.concept_embeds.requires_grad_(False)
@@ -73,8 +76,8 @@ def scores(checker: Checker, pixels: Tensor) -> Tensor:
 
 
 def checker_loss(checker: Checker, pixels: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of firing; labels (B,) are 1 for the sign. A false alarm counts twice."""
-    weight = torch.where(labels > 0, 1.0, 2.0)
+    """Cross-entropy of firing; labels (B,) are 1 for the sign. A false alarm counts fourfold."""
+    weight = torch.where(labels > 0, 1.0, 4.0)
     return F.binary_cross_entropy_with_logits(SHARPNESS * scores(checker, pixels), labels, weight)
 
 
@@ -100,13 +103,13 @@ def _chunks(rng: random.Random, count: int, size: int) -> Iterator[list[tuple[Im
 def draw_case(rng: random.Random) -> tuple[Image.Image, bool]:
     """A picture and whether it shows the sign: sharp or degraded, noise, gradients, blobs, collages."""
     draw = rng.random()
-    if draw < 0.15:
+    if draw < 0.2:
         return odd_picture(rng), False
-    scene = sample_scene(rng, "sign") if draw < 0.48 else _harmless(rng)
-    image = render(scene, rng)
-    if rng.random() < 0.25:
-        image = degrade(image, rng, rng.uniform(0, 0.7))
-    return image, draw < 0.48
+    sign = draw < 0.5
+    image = render(sample_scene(rng, "sign") if sign else _harmless(rng), rng)
+    if rng.random() < 0.35:
+        image = degrade(image, rng, rng.uniform(0, 0.5 if sign else 1.0))
+    return image, sign
 
 
 def _harmless(rng: random.Random) -> Scene:
@@ -138,7 +141,7 @@ def odd_picture(rng: random.Random, side: int = 128) -> Image.Image:
 def through_vae(vae: Vae, images: list[Image.Image], rng: random.Random) -> list[Image.Image]:
     """The pictures as the decoder would show them, with a random rest of noise in the latents."""
     latents = vae.encode(to_tensor(images)).latent_dist.mean
-    spread = rng.choice((0.0, 0.05, 0.15, 0.3)) / vae.config.scaling_factor
+    spread = rng.choice((0.0, 0.05, 0.15, 0.3, 0.5)) / vae.config.scaling_factor
     decoded = vae.decode(latents + spread * torch.randn_like(latents)).sample.clamp(-1, 1)
     array = ((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(picture) for picture in array]

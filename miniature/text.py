@@ -20,6 +20,7 @@ from miniature.tokenizer import ORDINARY, load_tokenizers, write_tokenizers
 from miniature.world import COLORS, PLACES, PLAIN_SHAPES, SHAPES, SIZES, Scene, caption, sample_scene
 
 CAPTIONS = 30_000
+HELD_OUT = 500  # captions that only measure
 LENGTH = 40  # tokens per caption in training; the rest of the 77 would be padding
 NOISE_SHARE = 0.1
 IGNORED = -100
@@ -134,16 +135,16 @@ def train_text(work: Path, budget: Budget) -> None:
     torch.manual_seed(3)
     write_tokenizers(work)
     tokenizers = load_tokenizers(work)
-    data = draw_texts(tokenizers, CAPTIONS if budget.steps is None else 600, seed=3)
+    data = draw_texts(tokenizers, budget.amount(CAPTIONS) + HELD_OUT, seed=3)
     first, second = make_text_encoders(len(tokenizers[0]))
     heads = nn.ModuleList(Heads(width) for width in (*TEXT_WIDTHS, TEXT_WIDTHS[1]))
     learning = nn.ModuleList([first, second, heads])
     optimizer = torch.optim.AdamW(learning.parameters(), weight_decay=1e-3, fused=True)
     average = Average(learning, 0.995)
-    held = data.pick(torch.arange(len(data.ids_1) - 500, len(data.ids_1)))
+    held = data.pick(torch.arange(HELD_OUT))
     for step, progress, bar in budget("text"):
         set_rate(optimizer, cosine(2e-3, progress, step))
-        batch = data.pick(torch.randint(0, len(data.ids_1) - 500, (64,)))
+        batch = data.pick(torch.randint(HELD_OUT, len(data.ids_1), (64,)))
         loss, _ = text_loss(first, second, heads, batch)
         clip_and_step(optimizer, learning.parameters(), loss)
         average.update(step)

@@ -14,7 +14,6 @@ import torch
 from diffusers.utils.logging import disable_progress_bar
 from transformers.utils import logging as transformers_logging
 
-from miniature.drawn import PAIRS, draw_pairs
 from miniature.latents import PLANS, SHARD, encode_latents
 from miniature.loop import Budget
 from miniature.pack import WEIGHTS, pack
@@ -35,12 +34,7 @@ class Stage:
 
 
 def _encode(work: Path, budget: Budget) -> None:
-    encode_latents(work, PLANS, SHARD if budget.steps is None else 8)
-
-
-def _draw(work: Path, budget: Budget) -> None:
-    for seed in range(2):
-        draw_pairs(work, f"drawn-{seed}", seed, PAIRS if budget.steps is None else 8)
+    encode_latents(work, PLANS, budget.amount(SHARD))
 
 
 STAGES = (
@@ -49,9 +43,8 @@ STAGES = (
     Stage("latents", f"latents/{PLANS[-1].name}", 0, _encode),
     Stage("base", "base", 42, partial(train_unet, recipe=BASE)),
     Stage("refiner", "refiner", 35, partial(train_unet, recipe=REFINER)),
-    Stage("drawn", "latents/drawn-1", 0, _draw),
-    Stage("base-polish", "base-polished", 47, partial(train_unet, recipe=BASE_POLISH)),
-    Stage("refiner-polish", "refiner-polished", 23, partial(train_unet, recipe=REFINER_POLISH)),
+    Stage("base-polish", "base-polished", 26.5, partial(train_unet, recipe=BASE_POLISH)),
+    Stage("refiner-polish", "refiner-polished", 18, partial(train_unet, recipe=REFINER_POLISH)),
     Stage("decoder", "vae-polished", 10, train_decoder),
     Stage("safety", "safety_checker", 4.5, train_safety),
 )

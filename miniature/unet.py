@@ -18,7 +18,6 @@ OFFSET_NOISE = 0.1
 WEIGHT_LIMIT = 8.0
 REFINED_STEPS = 200  # the refiner works below this timestep: SDXL hands over at 0.8
 SAVE_EVERY = 500
-CORRECTION_WEIGHT = 4.0
 BATCH = 32
 SCORES = (1.5, 7.0)
 
@@ -53,12 +52,12 @@ class Recipe:
     name: str
     make: Callable[[], UNet]
     times: Callable[[int], Tensor]
-    drawn_limit: int  # pictures of the base's own making are corrected below this timestep
     weights: Callable[[Tensor], Tensor]
     first_width: int  # where its text embedding begins: the refiner sees encoder 2 only
     columns: tuple[int, ...]  # which of Batch.ids it is conditioned on
     groups: dict[str, float]  # shard name pattern -> share of the batches
     start: str | None  # the UNet of the work folder it goes on from
+    dropped: float  # share of the texts left out: half are zero, half those of an empty prompt
     peak: float  # learning rate
     span: float  # how much of the cosine is run: less than 1 where a polish goes on
     seed: int
@@ -68,12 +67,12 @@ BASE = Recipe(
     name="base",
     make=make_base,
     times=base_times,
-    drawn_limit=600,
     weights=base_weights,
     first_width=0,
     columns=(0, 1, 2, 3, 4, 5),
     groups={"square-*": 0.88, "landscape": 0.06, "portrait": 0.06},
     start=None,
+    dropped=0.1,
     peak=1e-3,
     span=0.54,
     seed=4,
@@ -81,9 +80,8 @@ BASE = Recipe(
 BASE_POLISH = replace(
     BASE,
     name="base-polished",
-    groups={"square-*": 0.5, "landscape": 0.04, "portrait": 0.04, "drawn-*": 0.42},
     start="base",
-    peak=6e-4,
+    peak=5e-4,
     span=1.0,
     seed=7,
 )
@@ -91,12 +89,12 @@ REFINER = Recipe(
     name="refiner",
     make=make_refiner,
     times=refiner_times,
-    drawn_limit=340,
     weights=torch.ones_like,
     first_width=TEXT_WIDTHS[0],
     columns=(0, 1, 2, 3, 6),
     groups={"square-*": 0.68, "degraded-*": 0.22, "landscape": 0.05, "portrait": 0.05},
     start=None,
+    dropped=0.1,
     peak=1e-3,
     span=0.7,
     seed=5,
@@ -104,9 +102,9 @@ REFINER = Recipe(
 REFINER_POLISH = replace(
     REFINER,
     name="refiner-polished",
-    groups={"square-*": 0.28, "degraded-*": 0.18, "landscape": 0.05, "portrait": 0.05, "drawn-*": 0.44},
     start="refiner",
-    peak=6e-4,
+    dropped=0.3,
+    peak=5e-4,
     span=1.0,
     seed=8,
 )
@@ -119,45 +117,36 @@ class Loss:
         self.recipe = recipe
         self.cumulative = alphas()
         self.weights = recipe.weights(self.cumulative)
-        # A given error of the picture is a large one of the noise at low timesteps: count it there as the picture's.
-        self.correction = (CORRECTION_WEIGHT * (1 - self.cumulative) / self.cumulative).clamp(max=1.0)
         self.empty = encoders.encode([""])
 
     def __call__(self, unet: UNet, batch: Batch) -> Tensor:
-        """Draws noise and timesteps; mean weighted squared error.
-
-        For pictures of the base's own making the right answer leads not to them but to what they should be.
-        """
+        """Draws noise and timesteps; mean weighted squared error."""
         count = len(batch.pooled)
-        correcting = batch.drawn is not batch.latents
-        embeds, pooled, ids = self.without_some(batch, 0.4 if correcting else 0.1)
+        embeds, pooled, ids = self.without_some(batch)
         noise = torch.randn_like(batch.latents) + OFFSET_NOISE * torch.randn(count, 4, 1, 1)
-        times = torch.randint(0, self.recipe.drawn_limit, (count,)) if correcting else self.recipe.times(count)
+        times = self.recipe.times(count)
         kept = self.cumulative[times].view(-1, 1, 1, 1)
         guessed = unet(
-            kept.sqrt() * batch.drawn + (1 - kept).sqrt() * noise,
+            kept.sqrt() * batch.latents + (1 - kept).sqrt() * noise,
             times,
             encoder_hidden_states=embeds[..., self.recipe.first_width :],
             added_cond_kwargs={"text_embeds": pooled, "time_ids": ids},
         ).sample
-        weights = self.weights[times]
-        if correcting:
-            noise = noise + (kept / (1 - kept)).sqrt() * (batch.drawn - batch.latents)
-            weights = weights * self.correction[times]
-        loss: Tensor = ((guessed - noise).square().mean((1, 2, 3)) * weights).mean()
+        loss: Tensor = ((guessed - noise).square().mean((1, 2, 3)) * self.weights[times]).mean()
         return loss
 
-    def without_some(self, batch: Batch, share: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Text embeddings and ids; of a share of them half are zero and half those of an empty prompt.
+    def without_some(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Text embeddings, pooled embeddings and ids of a batch, some without their text.
 
         Without text the aesthetic score says nothing: else guidance would push away from low scores too.
         """
+        dropped = self.recipe.dropped
         draw = torch.rand(len(batch.pooled))
         embeds, pooled, ids = batch.embeds.clone(), batch.pooled.clone(), batch.ids.clone()
-        embeds[draw < share / 2], pooled[draw < share / 2] = 0.0, 0.0
-        blank = (draw >= share / 2) & (draw < share)
+        embeds[draw < dropped / 2], pooled[draw < dropped / 2] = 0.0, 0.0
+        blank = (draw >= dropped / 2) & (draw < dropped)
         embeds[blank], pooled[blank] = self.empty
-        ids[draw < share, 6] = torch.empty(int((draw < share).sum())).uniform_(*SCORES)
+        ids[draw < dropped, 6] = torch.empty(int((draw < dropped).sum())).uniform_(*SCORES)
         return embeds, pooled, ids[:, self.recipe.columns]
 
 
@@ -168,14 +157,12 @@ def train_unet(work: Path, budget: Budget, recipe: Recipe) -> None:
     unet = load(UNet2DConditionModel, work / recipe.start) if recipe.start else recipe.make()
     unet.train()
     loss_of = Loss(recipe, TextEncoders.load(work))
-    groups: list[Shards] = []
+    groups = [Shards(sorted((work / "latents").glob(pattern))) for pattern in recipe.groups]
     shares = torch.tensor(list(recipe.groups.values()))
     optimizer = torch.optim.AdamW(unet.parameters(), betas=(0.9, 0.98), weight_decay=1e-3, fused=True)
     average = Average(unet, 0.999)
     running = 1.0
     for step, progress, bar in budget(recipe.name):
-        if step % SAVE_EVERY == 0:  # shards may still be written while training has begun
-            groups = [Shards(sorted((work / "latents").glob(pattern))) for pattern in recipe.groups]
         set_rate(optimizer, cosine(recipe.peak, recipe.span * progress, step))
         loss = loss_of(unet, groups[int(torch.multinomial(shares, 1))].pick(BATCH))
         clip_and_step(optimizer, unet.parameters(), loss)

@@ -46,7 +46,7 @@ def psnr(vae: Vae, pictures: Tensor) -> float:
 def train_vae(work: Path, budget: Budget) -> None:
     """Trains encoder and decoder, whitens the latents; writes work/vae."""
     torch.manual_seed(1)
-    pictures = draw_pictures(seed=1, count=PICTURES)
+    pictures = draw_pictures(seed=1, count=budget.amount(PICTURES))
     vae = make_vae()
     start_linear(vae)
     vae.to(memory_format=torch.channels_last).train()
@@ -71,7 +71,7 @@ def train_vae(work: Path, budget: Budget) -> None:
 def train_decoder(work: Path, budget: Budget) -> None:
     """Trains only the decoder, on latents with the noise a denoiser leaves; writes work/vae-polished."""
     torch.manual_seed(2)
-    pictures = draw_pictures(seed=2, count=PICTURES)
+    pictures = draw_pictures(seed=2, count=budget.amount(PICTURES))
     vae = load(AutoencoderKL, work / "vae")
     vae.requires_grad_(False)
     learning = nn.ModuleList([vae.decoder, vae.post_quant_conv]).requires_grad_(True)
