@@ -105,7 +105,7 @@ def at_most(seconds: float, cut: Callable[[], None]) -> Iterator[None]:
 class LimitedHTTP(HTTPConnection):
     """Whole headers within the time that is meant for the next byte."""
 
-    def getresponse(self) -> HTTPResponse:
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as in urllib3 itself
         limit = self.timeout
         if not isinstance(limit, int | float) or self.sock is None:
             return super().getresponse()
