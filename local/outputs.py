@@ -26,7 +26,7 @@ class OutputError(Exception):
 def check_writable(given: str | None) -> None:
     """Raise OutputError before any work is done if -o cannot be written."""
     path = Path(given).expanduser() if given else Path("output")
-    if not path.parent.is_dir():
+    if not _is_folder(path) and not _is_folder(path.parent):
         raise OutputError(f"-o {path}: the folder {path.parent} does not exist")
 
 
@@ -37,7 +37,7 @@ def save(output: Any, given: str | None) -> tuple[list[Path], str | None]:
     picture is exactly that file, whether the model returns a list or not; several get their number in between.
     """
     path = Path(given).expanduser() if given else Path("output")
-    if path.is_dir():
+    if _is_folder(path):
         path, given = path / "output", None
     if _is_file(output):
         return [_write(output, path)], None
@@ -52,6 +52,13 @@ def save(output: Any, given: str | None) -> tuple[list[Path], str | None]:
     if given:
         return [_put(path, text.encode())], None
     return [], text
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise OutputError(f"{path}: {error.strerror}") from error
 
 
 def _is_file(item: Any) -> bool:

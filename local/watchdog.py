@@ -26,6 +26,7 @@ INTERVAL = 0.5  # between health checks, which coglet answers from memory
 GRACE = 10.0  # for predictions under way when the server is stopped, as docker stop gives
 SETTLED = 60.0  # a server that was ready for so long starts the back-off from the beginning
 LONGEST = 60.0  # between two starts
+LAST_WORDS = 0.5  # coglet says that setup failed before it has passed on what setup printed
 
 
 class SetupFailedError(Exception):
@@ -140,5 +141,6 @@ class Watchdog:
                 ready = True
                 self._log.say(f"ready: POST {coglet.url}/predictions")
             if trouble := coglet.trouble(health):
+                self._asked.wait(LAST_WORDS)
                 return trouble, ready
         return None, ready

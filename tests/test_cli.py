@@ -265,6 +265,8 @@ def test_outputs_that_cannot_be_fetched_or_written(tmp_path: Path) -> None:
     for output in ("text", "data:text/plain,a"):
         with pytest.raises(OutputError, match="File name too long"):
             save(output, str(tmp_path / ("x" * 300 + ".txt")))
+        with pytest.raises(OutputError, match="No such file"):
+            save(output, str(tmp_path / "missing" / "x.txt"))
     assert list(tmp_path.iterdir()) == []
 
 
