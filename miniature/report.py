@@ -61,7 +61,7 @@ def measure(ways: Mapping[str, Draw], out: Path, counts: Mapping[str, int], seed
     rows = []
     for kind, mode in tqdm([(kind, mode) for kind in KINDS for mode in ways]):
         cases = judge(fresh_scenes(kind, counts[kind], seed), ways[mode], seed * 1000)
-        grid(cases[:GRID_CASES]).save(out / f"{mode}-{kind}.png", optimize=True)
+        grid(cases[:GRID_CASES]).quantize(256).save(out / f"{mode}-{kind}.png", optimize=True)
         rows.append(Row(mode, kind, len(cases), rates(cases), list(misses(cases))))
     return rows
 
