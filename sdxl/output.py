@@ -12,6 +12,7 @@ import logging
 import shutil
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -68,30 +69,49 @@ class OutputFolders:
         return self._kept[-1]
 
 
+class Job:
+    """Something a writer does; `finished` becomes true when it is done, `error` is what it raised."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.error: BaseException | None = None
+        self.finished = False
+        self._work: Callable[[], None] | None = work
+
+    def run(self) -> None:
+        """Called by a writer."""
+        try:
+            if self._work is not None:
+                self._work()
+        except BaseException as error:  # noqa: BLE001 - it is raised where the pictures come from
+            self.error = error
+        self._work = None  # it holds a picture
+        self.finished = True
+
+    def wait(self) -> None:
+        """Until it is finished; may be cut short at any point and called again, so it only looks."""
+        while not self.finished:
+            time.sleep(0.001)
+
+
 class Writers:
-    """Threads that mark and write pictures. Started once, at setup, and spoken to through queues in C: a cancel that
+    """Threads that mark and write pictures. Started once, at setup, and given work through a queue in C: a cancel that
     arrives while a thread starts, or while a lock of Python's is held, hangs a process for ever.
     """
 
     def __init__(self, count: int) -> None:
-        self._jobs: SimpleQueue[tuple[Callable[[], None], SimpleQueue[BaseException | None]]] = SimpleQueue()
+        self._jobs: SimpleQueue[Job] = SimpleQueue()
         for _ in range(count):
             threading.Thread(target=self._work, name="writer", daemon=True).start()
 
-    def submit(self, job: Callable[[], None], done: SimpleQueue[BaseException | None]) -> None:
-        """Have `job` done; what it raises, or None, is put into `done`."""
-        self._jobs.put((job, done))
+    def submit(self, work: Callable[[], None]) -> Job:
+        """Have `work` done by the next free writer."""
+        job = Job(work)
+        self._jobs.put(job)
+        return job
 
     def _work(self) -> None:
         while True:
-            job, done = self._jobs.get()
-            try:
-                job()
-            except BaseException as error:  # noqa: BLE001 - it is raised where the pictures come from
-                done.put(error)
-            else:
-                done.put(None)
-            del job, done  # the picture, which would stay until the next one
+            self._jobs.get().run()
 
 
 def finish_images(
@@ -117,21 +137,19 @@ def finish_images(
         _write(image, path, quality, parameters)
 
     paths: list[Path] = []
-    done: SimpleQueue[BaseException | None] = SimpleQueue()
-    received = 0
+    jobs: list[Job] = []
     try:
         for number, (image, parameters) in enumerate(pictures):
-            path = folder / f"out-{number}.{output_format}"
-            writers.submit(partial(finish, image, path, parameters if embed_parameters else None), done)
-            paths.append(path)
-        while received < len(paths):
-            error = done.get()
-            received += 1
-            if error is not None:
-                raise error
+            paths.append(folder / f"out-{number}.{output_format}")
+            work = partial(finish, image, paths[-1], parameters if embed_parameters else None)
+            jobs.append(writers.submit(work))
+        for job in jobs:
+            job.wait()
+            if job.error is not None:
+                raise job.error
     except BaseException:
-        for _ in paths[received:]:
-            done.get()
+        for job in jobs:
+            job.wait()
         for path in paths:
             path.unlink(missing_ok=True)
         raise

@@ -114,24 +114,44 @@ def test_every_tier_gives_the_same_picture(tier: str, models: Models) -> None:
     assert difference(picture(load(tier=tier), **asked), picture(models, **asked)) == 0
 
 
+class Moved(torch.nn.Linear):
+    """A real module that also notes where it is sent."""
+
+    def __init__(self, name: str, moves: list[str]) -> None:
+        super().__init__(2, 2)
+        self.name, self.moves = name, moves
+
+    def to(self, *args: Any, **kwargs: Any) -> "Moved":
+        self.moves.append(f"{self.name} to {args[0]}")
+        return super().to(*args, **kwargs)
+
+
 def test_swap_keeps_only_the_working_part_on_the_device() -> None:
-    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    kept = first.weight.detach().clone()
-    placement = Placement(CPU, "swap")
-    moved: list[tuple[str, str]] = []
-    for name, module in (("first", first), ("second", second)):
-        module.to = lambda device, name=name: moved.append((name, str(device)))  # type: ignore[method-assign, assignment]
+    moves: list[str] = []
+    placement = Placement(torch.device("cpu", 0), "swap")  # a second name of the CPU, to tell the ways apart
+    first, second = Moved("first", moves), Moved("second", moves)
+    placement.use(first)
     placement.use(first)
     placement.use(second)
     placement.use(first, second)
-    assert moved == [
-        ("first", "cpu"),
-        ("first", "cpu"),  # back to main memory, for the second one
-        ("second", "cpu"),
-        ("first", "cpu"),
-        ("second", "cpu"),
-    ]
-    assert torch.equal(first.weight, kept)
+    assert moves == ["first to cpu:0", "first to cpu", "second to cpu:0", "first to cpu:0"]
+
+
+def test_a_move_that_is_cut_short_loses_no_module() -> None:
+    """A cancel while a module comes to the card must not leave it there for good."""
+    moves: list[str] = []
+    placement = Placement(torch.device("cpu", 0), "swap")
+    first, second = Moved("first", moves), Moved("second", moves)
+    real, first.to = first.to, raise_now  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        placement.use(first)
+    first.to = real  # type: ignore[method-assign]
+    placement.use(second)
+    assert moves == ["first to cpu", "second to cpu:0"]
+
+
+def raise_now(*_: Any, **__: Any) -> Any:
+    raise KeyboardInterrupt
 
 
 def test_an_unknown_tier_is_refused() -> None:

@@ -93,6 +93,19 @@ def test_a_killed_worker_comes_back_every_time() -> None:
             assert digest(server, asked) == expected
 
 
+def test_a_thousand_cancels_in_process() -> None:
+    """Sent as coglet sends them, aimed at the whole course of a prediction: none hangs, none leaves a trace."""
+    from tests.test_state import cancelled, digests, started
+
+    order = random.Random(13)
+    predictor = started()
+    expected = digests(predictor)
+    asked: dict[str, Any] = {"num_inference_steps": 2, "num_outputs": 3, "disable_safety_checker": True}
+    for _ in range(1000):
+        cancelled(predictor, order.uniform(0.0, 0.3), asked)
+    assert digests(predictor) == expected
+
+
 def test_a_hundred_cancels() -> None:
     """Cancelled at random moments; the worker serves on, and what it gives stays the same."""
     import requests
