@@ -259,8 +259,8 @@ def test_setup_that_keeps_failing_ends_the_server(start: Start) -> None:
     server = start("--setup-attempts", "2", ECHO_SETUP_FAILS="1")
     assert server.process.wait(30) == 1
     log = server.log.read_text()
-    assert log.count("echo: setting up") == 2
     reason = "setup failed: RuntimeError: the echo predictor was told to fail in setup"
+    assert log.count(reason) >= 2  # once for each try; what setup printed before, coglet may lose
     assert f"{reason}; starting again in 1 s" in log
     assert log.endswith(f"ERROR: {reason} (2 times in a row)\n")
 
