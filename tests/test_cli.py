@@ -189,11 +189,21 @@ def test_crash_and_failing_setup_are_said(predict: Predict, monkeypatch: pytest.
     assert (result.returncode, failed.returncode) == (1, 1)
 
 
+def in_a_terminal() -> None:
+    """Ctrl-C counts, also where the tests themselves run in the background, which ignores it for all they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
 def test_interrupted_while_predicting(number: int, code: int, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        command("-i", "seconds=40"), cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+        command("-i", "seconds=40"),
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=in_a_terminal,
     )
     assert process.stderr
     with process.stderr as said:
@@ -211,7 +221,9 @@ def test_interrupted_while_predicting(number: int, code: int, tmp_path: Path) ->
 
 def test_interrupted_during_setup(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ECHO_SETUP_SECONDS": "40"}
-    process = subprocess.Popen(command(), cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(), cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, preexec_fn=in_a_terminal
+    )
     until(lambda: len(psutil.Process(process.pid).children(recursive=True)) == 3)
     time.sleep(0.5)
     family = psutil.Process(process.pid).children(recursive=True)
