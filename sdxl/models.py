@@ -1,8 +1,10 @@
 """Every module of SDXL, loaded once, each byte of it read once, shared by base and refiner."""
 
+import gc
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -136,6 +138,18 @@ def _vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if overflows else dtype
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection inside: it would walk 400,000 objects, again and again, that are all there to stay."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def load_models(files: ModelFiles, placement: Placement, dtype: torch.dtype, *, defer_refiner: bool = False) -> Models:
     """Read a model's files, each once. `defer_refiner` leaves the refiner for its first use.
 
@@ -143,7 +157,7 @@ def load_models(files: ModelFiles, placement: Placement, dtype: torch.dtype, *, 
     for a CPU, where a second would only hold a second file in memory, four for a GPU, to keep the bus busy.
     """
     device = placement.home()
-    with ThreadPoolExecutor(max_workers=4 if device.type == "cuda" else 1) as pool:
+    with uncollected(), ThreadPoolExecutor(max_workers=4 if device.type == "cuda" else 1) as pool:
 
         def load(folder: Path, make: Callable[[dict[str, Any]], M], dtype: torch.dtype = dtype) -> "Future[M]":
             module = blank(folder, make)
