@@ -58,14 +58,14 @@ def generate(models: Models, request: Request, passes: Sequence[Pass], progress:
     """
     with progress.stage("encode_text"):
         embeds = encode_text(models, request)
-    posterior = None
-    if request.canvas.image is not None:
+    image, posterior = request.canvas.image, None
+    if image is not None and not any(each.schedule.steps for each in passes):
+        yield from (request.canvas.finish(image) for _ in request.seeds)  # strength 0 keeps it, unrounded by the VAE
+        return
+    if image is not None:
         with progress.stage("encode_image"):
-            posterior = encode_image(models, request.canvas.image)
+            posterior = encode_image(models, image)
     for seed in request.seeds:
-        if request.canvas.image is not None and not any(each.schedule.steps for each in passes):
-            yield request.canvas.finish(request.canvas.image)  # strength 0 keeps it, without the VAE's rounding
-            continue
         generator = torch.Generator().manual_seed(seed)
         draw = partial(_draw, generator, _latent_shape(models, request), models.placement.device)
         with progress.stage("denoise"):

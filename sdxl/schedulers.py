@@ -195,10 +195,14 @@ def _pndm(scheduler: Any, begin: int) -> Steps:
     return steps
 
 
+def _unit_variance_level(sigma: float) -> Level:
+    return Level(_karras_scale(sigma), sigma * _karras_scale(sigma))
+
+
 def _dpm_solver(scheduler: Any, begin: int) -> Steps:
     """DPM-Solver++(2M), midpoint form: arXiv 2211.01095, Algorithm 2; first order at the start and at sigma 0."""
     sigmas, timesteps = scheduler.sigmas.tolist(), scheduler.timesteps.tolist()
-    levels = [Level(_karras_scale(sigma), sigma * _karras_scale(sigma)) for sigma in sigmas]
+    levels = [_unit_variance_level(sigma) for sigma in sigmas]
     lambdas = [math.log(level.signal / level.noise) if level.noise else math.inf for level in levels]
     steps: Steps = []
     for i in range(begin, len(timesteps)):
@@ -235,8 +239,7 @@ def _alpha_start(scheduler: Any, timestep: float, index: int) -> Level:
 
 def _dpm_start(scheduler: Any, timestep: float, index: int) -> Level:
     del timestep
-    sigma = float(scheduler.sigmas[index])
-    return Level(_karras_scale(sigma), sigma * _karras_scale(sigma))
+    return _unit_variance_level(float(scheduler.sigmas[index]))
 
 
 @dataclass(frozen=True)
