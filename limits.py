@@ -6,14 +6,16 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
-from typing import Any, get_args, get_type_hints
+from types import NoneType, SimpleNamespace
+from typing import Any, get_args, get_origin, get_type_hints
 
-from cog import FieldInfo
+from cog import FieldInfo, Secret
 
 from errors import InputError
 
 Stated = Mapping[str, tuple[Any, FieldInfo]]
+EXAMPLES = {str: '["..."]', int: "[1, 2]", float: "[0.5, 1.0]"}
+SHOWN = 80  # characters of a value in an error
 
 
 def stated(function: Callable[..., Any]) -> Stated:
@@ -29,20 +31,45 @@ def stated(function: Callable[..., Any]) -> Stated:
 
 
 def checked(limits: Stated, given: Mapping[str, Any]) -> SimpleNamespace:
-    """The inputs by name, whole numbers as int. InputError names the first that breaks its limit, and the limit."""
+    """The inputs by name: whole numbers as int, secrets as `Secret`, a blank one as None. InputError names the first
+    that breaks its limit, and the limit.
+    """
     return SimpleNamespace(**{name: _checked(name, given[name], *limit) for name, limit in limits.items()})
 
 
 def _checked(name: str, value: Any, kind: Any, field: FieldInfo) -> Any:
     if value is None:
         return None
-    kinds = get_args(kind) or (kind,)
-    if int in kinds or float in kinds:
-        value = _number(name, value, whole=int in kinds, field=field)
+    kind = _without_none(kind)
+    if get_origin(kind) is list:
+        (kind,) = get_args(kind)
+        if not isinstance(value, list):
+            example = EXAMPLES.get(kind, "[...]")
+            raise InputError(f"{name}={_shown(value)} is no list; send one such as {example}.")
+        return [_typed(f"{name}[{index}]", item, kind, field) for index, item in enumerate(value)]
+    value = _typed(name, value, kind, field)
     if field.choices and value not in field.choices:
-        raise InputError(f"{name}={value!r} is not known; choose one of {', '.join(map(str, field.choices))}.")
+        known = ", ".join(map(str, field.choices))
+        raise InputError(f"{name}={_shown(value)} is not known; choose one of {known}.")
     if field.regex and not re.search(field.regex, str(value)):
-        raise InputError(f"{name}={value!r} has not the form {field.regex}; see the input's description.")
+        raise InputError(f"{name}={_shown(value)} has not the form {field.regex}; see the input's description.")
+    return value
+
+
+def _without_none(kind: Any) -> Any:
+    """T of Optional[T], of T | None and of T itself."""
+    first, *more = [each for each in get_args(kind) if each is not NoneType] or [kind]
+    return first if NoneType in get_args(kind) and not more else kind
+
+
+def _typed(name: str, value: Any, kind: Any, field: FieldInfo) -> Any:
+    """One value of one type. What is no text, number or secret is checked where it is used."""
+    if kind is Secret:
+        return _secret(name, value)
+    if kind in (int, float):
+        return _number(name, value, whole=kind is int, field=field)
+    if kind is str and not isinstance(value, str):
+        raise InputError(f"{name}={_shown(value)} is no text; send a string.")
     return value
 
 
@@ -50,10 +77,34 @@ def _number(name: str, value: Any, *, whole: bool, field: FieldInfo) -> Any:
     low = -math.inf if field.ge is None else field.ge
     high = math.inf if field.le is None else field.le
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise InputError(f"{name}={value!r} is no number.")
+        raise InputError(f"{name}={_shown(value)} is no number; send one such as {1 if whole else 0.5}.")
     if not (math.isfinite(value) and low <= value <= high):
-        limits = f"from {low} to {high}" if field.le is not None else f"of {low} or more"
-        raise InputError(f"{name}={value} is out of range; give a number {limits}.")
+        raise InputError(f"{name}={value} is out of range; give {_range(field)}.")
     if whole and value != int(value):
         raise InputError(f"{name}={value} is no whole number; give one such as {int(value)}.")
     return int(value) if whole else value
+
+
+def _range(field: FieldInfo) -> str:
+    """The numbers that are in range, in words."""
+    if field.le is None:
+        return "a finite number" if field.ge is None else f"a number of {field.ge} or more"
+    return f"a number of {field.le} or less" if field.ge is None else f"a number from {field.ge} to {field.le}"
+
+
+def _secret(name: str, value: Any) -> Secret | None:
+    """Wrapped, so that printing it shows nothing; coglet passes on as it is what is no string. Sent in a header, a
+    line break would put the whole value into Python's error.
+    """
+    text = value.get_secret_value() if isinstance(value, Secret) else value
+    if not isinstance(text, str | None):
+        raise InputError(f"{name} is no text (its value is not shown); send a string.")
+    if text and re.search(r"[^!-~]", text):
+        raise InputError(f"{name} holds a space, a line break or a character that no token has; copy it again.")
+    return Secret(text) if text else None
+
+
+def _shown(value: Any) -> str:
+    """The value as an error may show it: not all of a long one, and no query or password of a URL, as tokens are."""
+    text = re.sub(r"(\w+://)(?:[^\s/@]*@)?([^\s?#'\"]*)[^\s'\"]*", r"\1\2", repr(value))
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."

@@ -21,14 +21,16 @@ import requests
 
 from local import schema
 from local.annotations import Json, SchemaError
+from local.files import READABLE, ValueProblemError, check_size
 from local.logs import SERVER, Entry, follow
 from local.outputs import OutputError, check_writable, save
 from local.package import ROOT, Package, PackageError
 from local.processes import spawn, stop
 from local.screen import Screen
-from local.values import Inputs, ValueProblemError
+from local.values import Inputs
 
 PREFIXES = re.compile(r"^(Prediction failed: )*((Input|Value|Weights|UnsafeContent|Runtime)Error: )?")
+JSON = {"Content-Type": "application/json"}
 Answer = dict[str, Any]
 
 
@@ -86,12 +88,11 @@ class Server:
                 )
             time.sleep(0.1)
 
-    def predict(self, identifier: str, inputs: Json, screen: Screen) -> Answer:
+    def predict(self, body: bytes, screen: Screen) -> Answer:
         """The finished prediction; a busy server is waited for."""
-        body = {"id": identifier, "input": inputs}
         while True:
             try:
-                answer = requests.post(f"{self.url}/predictions", json=body, timeout=(10, None))
+                answer = requests.post(f"{self.url}/predictions", body, headers=JSON, timeout=(10, None))
             except requests.RequestException as error:
                 raise PredictionFailedError(f"the server at {self.url} went away: {error}") from error
             if answer.status_code == 409 and self.health() in ("READY", "BUSY"):
@@ -131,13 +132,15 @@ def _failure(answer: Answer) -> str:
 
 
 @contextmanager
-def own_server(package: Path, screen: Screen) -> Iterator[Server]:
-    """A server for one prediction, with its log on the screen."""
+def own_server(package: Path, screen: Screen, readable: list[str]) -> Iterator[Server]:
+    """A server for one prediction, with its log on the screen; readable are the fine-tunes it may read."""
     port = free_port()
     server = Server(f"http://127.0.0.1:{port}")
     command = [sys.executable, "-P", "-m", "local.server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--setup-attempts", "1", "--package", str(package.resolve())]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LOG_FORMAT": "json"}
+    if readable:
+        environment[READABLE] = os.pathsep.join([*filter(None, [os.environ.get(READABLE)]), *readable])
 
     def receive(entry: Entry) -> None:
         ours = entry.target == SERVER and not entry.message.startswith("ready")
@@ -158,12 +161,12 @@ def own_server(package: Path, screen: Screen) -> Iterator[Server]:
 
 
 @contextmanager
-def some_server(options: argparse.Namespace, screen: Screen) -> Iterator[Server]:
+def some_server(options: argparse.Namespace, screen: Screen, readable: list[str]) -> Iterator[Server]:
     """The server at --url, or one of our own."""
     if options.url:
         yield Server(options.url)
         return
-    with own_server(options.package, screen) as server:
+    with own_server(options.package, screen, readable) as server:
         yield server
 
 
@@ -182,15 +185,17 @@ def document(options: argparse.Namespace) -> Json:
 def predict(options: argparse.Namespace, screen: Screen) -> None:
     """Check, serve, predict, save."""
     check_writable(options.output)
-    inputs = Inputs(document(options))
+    inputs = Inputs(document(options), by_path=not options.url)
     given = inputs.from_json(options.json) if options.json else inputs.from_flags(options.input)
     identifier = f"cli-{secrets.token_hex(8)}"
+    body = json.dumps({"id": identifier, "input": given}).encode()
+    check_size("the whole request", len(body))
     screen.status("starting the server")
-    with some_server(options, screen) as server:
+    with some_server(options, screen, inputs.paths) as server:
         server.wait_until_ready()
         screen.status("predicting")
         try:
-            answer = server.predict(identifier, given, screen)
+            answer = server.predict(body, screen)
         except KeyboardInterrupt:
             server.cancel(identifier)
             raise

@@ -9,6 +9,8 @@ from local.package import ROOT, Package
 from local.schema import generate
 
 PAGE = Path("docs") / "inputs.md"
+KINDS = {"uri": "file (URL or data: URL)", "password": "secret"}
+LISTS = {"file (URL or data: URL)": "files (URLs or data: URLs)"}  # the others take an s
 
 
 def page(package: Package) -> str:
@@ -38,7 +40,10 @@ def page(package: Package) -> str:
 def _type(name: str, each: dict[str, Any], schemas: dict[str, Any]) -> str:
     if "allOf" in each:
         return "one of " + ", ".join(f"`{choice}`" for choice in schemas[name]["enum"])
-    kind = {"uri": "file (URL or data: URL)", "password": "secret"}.get(each.get("format", ""), each["type"])
+    if each["type"] == "array":
+        kind = _type(name, each["items"], schemas)
+        return f"list of {LISTS.get(kind, kind + 's')}"
+    kind = KINDS.get(each.get("format", ""), each["type"])
     low, high = each.get("minimum"), each.get("maximum")
     if low is not None and high is not None:
         return f"{kind}, {low} to {high}"

@@ -1,9 +1,8 @@
 """From `-i name=value` to the JSON that the schema asks for; what is wrong is said before anything starts."""
 
-import base64
 import difflib
 import json
-import mimetypes
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from local.annotations import Json
+from local.files import WEIGHTS, FineTunes, ValueProblemError, data_url, existing, secret
 
 PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -28,22 +28,20 @@ NOUNS = {
     "array": "a list",
     "object": "a JSON object",
 }
-MIME_TYPES = {".webp": "image/webp", ".safetensors": "application/octet-stream", ".jsonl": "application/jsonl"}
-
-
-class ValueProblemError(Exception):
-    """The inputs on the command line cannot be used; the message is for the user."""
+Read = Callable[[str, str], str]
 
 
 class Inputs:
     """The inputs that a document describes."""
 
-    def __init__(self, document: Json, component: str = "Input") -> None:
-        """component is Input or TrainingInput."""
+    def __init__(self, document: Json, component: str = "Input", *, by_path: bool = False) -> None:
+        """component is Input or TrainingInput; by_path: the server is ours, and reads the fine-tunes in `paths`."""
         self._components = document["components"]["schemas"]
         schema = self._components[component]
         self._properties: Json = schema["properties"]
         self._required: list[str] = schema.get("required", [])
+        self._fine_tunes = FineTunes(by_path=by_path)
+        self.paths = self._fine_tunes.paths
 
     def from_flags(self, flags: list[str]) -> Json:
         """The inputs of repeated -i."""
@@ -51,7 +49,8 @@ class Inputs:
         for flag in flags:
             name, equals, value = flag.partition("=")
             if not equals:
-                raise ValueProblemError(f"-i {flag}: write name=value, or name=@file")
+                start = re.split(r"\W", flag)[0]  # the rest may be a secret
+                raise ValueProblemError(f"-i {start}: write name=value, or name=@file")
             if len(value) > 1 and value[0] == value[-1] == '"':
                 value = value[1:-1]
             given.setdefault(name, []).append(value)
@@ -75,7 +74,11 @@ class Inputs:
     def _files(self, name: str, value: Any) -> Any:
         if isinstance(value, list):
             return [self._files(name, item) for item in value]
-        return data_url(name, value[1:]) if isinstance(value, str) and value.startswith("@") else value
+        if not isinstance(value, str):
+            return value
+        if read := self._reader(name):
+            return read(name, value)
+        return data_url(name, value[1:]) if value.startswith("@") else value
 
     def _known(self, given: Json) -> Json:
         for name in given:
@@ -91,15 +94,24 @@ class Inputs:
             schema = {**self._components[part["$ref"].rpartition("/")[2]], **schema}
         return dict(schema)
 
+    def _reader(self, name: str) -> Read | None:
+        """Who reads the texts of this input, where that is not Cog's way."""
+        item = _item(self._schema(name))
+        if item.get("format") == "password":
+            return secret
+        if name in WEIGHTS and item.get("type") == "string" and "format" not in item:
+            return self._fine_tunes.read
+        return None
+
     def _parse(self, name: str, values: list[str]) -> Any:
-        schema = self._schema(name)
-        if schema.get("type") == "array":
-            if len(values) == 1 and isinstance(whole := _json(values[0]), list):
-                return whole
-            return [_scalar(name, value, schema["items"]) for value in values]
-        if len(values) > 1:
+        schema, read = self._schema(name), self._reader(name)
+        many = schema.get("type") == "array"
+        if many and len(values) == 1 and isinstance(whole := _json(values[0]), list):
+            return self._files(name, whole) if read else whole
+        if not many and len(values) > 1:
             raise ValueProblemError(f"{name} takes one value, but {len(values)} are given")
-        return _scalar(name, values[0], schema)
+        given = [read(name, value) if read else _scalar(name, value, _item(schema)) for value in values]
+        return given if many else given[0]
 
     def _checked(self, given: Json) -> Json:
         missing = [name for name in self._required if name not in given]
@@ -108,21 +120,20 @@ class Inputs:
         for name, value in given.items():
             schema = self._schema(name)
             if problem := _type_problem(value, schema) or _limit_problem(value, schema):
-                shown = value if isinstance(value, str) else json.dumps(value)
-                raise ValueProblemError(f"{name}={shown if len(shown) < 80 else shown[:76] + ' ...'}: {problem}")
+                raise ValueProblemError(f"{name}{_shown(value, schema)}: {problem}")
         return given
 
 
-def data_url(name: str, path: str) -> str:
-    """The content of a file, with its MIME type."""
-    file = Path(path).expanduser()
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise ValueProblemError(f"{name}=@{path}: {error.strerror}") from error
-    suffix = file.suffix.lower()
-    kind = MIME_TYPES.get(suffix) or mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _item(schema: Json) -> Json:
+    """The schema of one value."""
+    return dict(schema["items"]) if schema.get("type") == "array" else schema
+
+
+def _shown(value: Any, schema: Json) -> str:
+    if _item(schema).get("format") == "password":
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"={text if len(text) < 80 else text[:76] + ' ...'}"
 
 
 def _json(text: str) -> Any:
@@ -139,7 +150,7 @@ def _scalar(name: str, text: str, schema: Json) -> Any:
         if not plain and not text.startswith("@"):
             return text
         return data_url(name, text.removeprefix("@"))
-    if text.startswith("@") and Path(text[1:]).expanduser().is_file():
+    if text.startswith("@") and (file := existing(text[1:])) and file.is_file():
         return data_url(name, text[1:])
     kinds = [variant["type"] for variant in schema.get("anyOf", ())] or [schema["type"]]
     for kind in kinds:
@@ -176,6 +187,8 @@ def _type_problem(value: Any, schema: Json) -> str | None:
     for variant in variants:
         kind = variant["type"]
         if isinstance(value, PYTHON_TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool)):
+            if isinstance(value, float) and not math.isfinite(value):
+                return "it must be a finite number"
             items = list(value) if isinstance(value, list) else []
             inner = [_type_problem(item, variant["items"]) for item in items]
             return next((problem for problem in inner if problem), None)

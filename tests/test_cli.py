@@ -19,12 +19,14 @@ import psutil
 import pytest
 from PIL import Image
 
+from local.files import READABLE, ValueProblemError
+from local.inputs_doc import page
 from local.logs import Entry
 from local.outputs import OutputError, save
-from local.package import ROOT
+from local.package import ROOT, Package
 from local.schema import generate
 from local.screen import Screen
-from local.values import Inputs, ValueProblemError
+from local.values import Inputs
 from miniature.oracle import read
 from tests.file_server import file_server, status
 from tests.test_serve import ECHO, Serving, until
@@ -41,7 +43,7 @@ def command(*options: str) -> list[str]:
 def echo() -> Iterator[Serving]:
     """A running server, which makes a prediction quick."""
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="serve-") as folder:
-        server = Serving(Path(folder)).ready()
+        server = Serving(Path(folder), **{READABLE: "/operators/own.tar"}).ready()
         yield server
         assert server.end() == 0
 
@@ -52,9 +54,9 @@ Predict = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def predict(tmp_path: Path) -> Predict:
     """Runs one prediction in an empty folder."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def run(*options: str, **keywords: Any) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         return subprocess.run(
             command(*options), cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=60, **keywords
         )
@@ -146,6 +148,13 @@ def test_failure_is_one_sentence(predict: Predict, echo: Serving, tmp_path: Path
         (["-i", "action=fly"], "action=fly: it must be one of return, sleep, fail, crash"),
         (["-i", "image=@nowhere.png"], "image=@nowhere.png: No such file or directory"),
         (["-i", "count=1", "-i", "count=2"], "count takes one value, but 2 are given"),
+        (["-i", "seconds=nan"], "seconds=NaN: it must be a finite number"),
+        (["-i", "lora_scales=1", "-i", "lora_scales=inf"], "it must be a finite number"),
+        (["-i", "lora_scales=x"], "lora_scales=x: it must be a number"),
+        (["-i", "replicate_weights=@missing.tar"], "replicate_weights=@missing.tar: No such file or directory"),
+        (["-i", "lora_weights=loras/a.safetensors"], "lora_weights=loras/a.safetensors: No such file or directory"),
+        (["--json", '{"lora_weights": ["./x"]}'], "lora_weights=./x: No such file or directory"),
+        (["--json", '{"lora_weights": "owner/model"}'], "lora_weights=owner/model: it must be a list"),
         (["-i", "text=1", "-o", "no/where.png"], "the folder no does not exist"),
         (["--json", "[1]"], "--json: write an object"),
         (["--json", '{"count": "1"}'], "count=1: it must be a whole number"),
@@ -233,8 +242,6 @@ def test_interrupted_during_setup(tmp_path: Path) -> None:
 
 
 def test_values() -> None:
-    from local.package import Package
-
     inputs = Inputs(json.loads(generate(Package.load(ECHO))))
     given = inputs.from_flags(["seed=9007199254740993", "seconds=1e-1", "exact=False", "numbers=[5]", "text=@nobody"])
     assert given == {"seed": 9007199254740993, "seconds": 0.1, "exact": False, "numbers": [5], "text": "@nobody"}
@@ -255,6 +262,156 @@ def test_path_input_without_at_sign_is_read_too(tmp_path: Path) -> None:
     for sign in ("", "@"):
         (url,) = Inputs(document).from_flags([f"i={sign}{tmp_path}/a.webp"]).values()
         assert url == f"data:image/webp;base64,{base64.b64encode(b'RIFF').decode()}"
+
+
+def given(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """What the echo predictor says it was given."""
+    found = re.search(r"^given=(.*)$", result.stderr, re.MULTILINE)
+    assert found, result.stderr
+    values: dict[str, Any] = json.loads(found[1])
+    return values
+
+
+def test_our_own_server_reads_a_local_fine_tune_by_itself(
+    predict: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(READABLE, "/operators/own.tar")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.safetensors").touch()
+    with (tmp_path / "trained_model.tar").open("wb") as file:
+        file.truncate(186 * 2**20)
+    (tmp_path / "token").write_text("hf_sesame\n")
+    options = ["-i", "replicate_weights=trained_model.tar", "-i", "lora_weights=@a.safetensors"]
+    options += ["-i", "lora_weights=owner/model", "-i", "lora_weights=folder", "-i", "lora_weights=trained_model.tar"]
+    options += ["-i", "lora_scales=0.5", "-i", "lora_scales=1", "-i", "hf_api_token=@token"]
+    result = predict(*options)
+    trained, one, folder = (f"{tmp_path}/{name}" for name in ("trained_model.tar", "a.safetensors", "folder"))
+    assert given(result) == {
+        "replicate_weights": trained,
+        "lora_weights": [one, "owner/model", folder, trained],
+        "lora_scales": [0.5, 1],
+        "readable": os.pathsep.join(["/operators/own.tar", trained, one, folder]),
+    }
+    assert "token=Secret(**********) of 9 characters" in result.stderr
+    assert "sesame" not in result.stderr
+
+
+def test_without_a_local_fine_tune_no_path_may_be_named(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(READABLE, raising=False)
+    url = "https://x.test/a.tar?token=1"
+    assert given(predict("-i", f"replicate_weights={url}")) == {
+        "replicate_weights": url,
+        "lora_weights": None,
+        "lora_scales": None,
+        "readable": None,
+    }
+
+
+def test_a_running_server_is_sent_the_fine_tune(predict: Predict, echo: Serving, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"tar")
+    (tmp_path / "b.safetensors").write_bytes(b"tensors")
+    options = ["-i", "replicate_weights=a.tar", "-i", 'lora_weights=["b.safetensors", "@a.tar", "owner/model"]']
+    tar = f"data:application/x-tar;base64,{base64.b64encode(b'tar').decode()}"
+    seen = given(predict("--url", echo.url, *options))
+    assert seen["replicate_weights"] == tar
+    tensors = f"data:application/octet-stream;base64,{base64.b64encode(b'tensors').decode()}"
+    assert seen["lora_weights"] == [tensors, tar, "owner/model"]
+    assert seen["readable"] == "/operators/own.tar", "the operator's choice, and nothing more"
+    (line,) = predict("--url", echo.url, "-i", "replicate_weights=.").stderr.splitlines()
+    assert line == "error: replicate_weights=.: a folder cannot be sent to a running server; send it as a .tar"
+
+
+def test_more_than_a_server_takes_is_not_sent(predict: Predict, echo: Serving, tmp_path: Path) -> None:
+    for name, size in (("large.tar", 186), ("half.tar", 40)):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size * 2**20)
+    remedy = "but a server takes 100 MiB; put large files where it can fetch them, and give their http(s) URLs"
+    large = predict("--url", echo.url, "-i", "replicate_weights=large.tar")
+    assert large.stderr == f"error: replicate_weights=@large.tar: 248 MiB to send, {remedy}\n"
+    both = predict("--url", echo.url, "-i", "replicate_weights=half.tar", "-i", "files=@half.tar")
+    assert both.stderr == f"error: the whole request: 107 MiB to send, {remedy}\n"
+    assert (large.returncode, both.returncode) == (1, 1)
+
+
+@pytest.fixture
+def inputs() -> Inputs:
+    """Those of the echo package, for a server of our own."""
+    return Inputs(json.loads(generate(Package.load(ECHO))), by_path=True)
+
+
+def test_which_values_are_local_files(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "blob").touch()
+    (tmp_path / "link.safetensors").symlink_to("blob")
+    link = f"{tmp_path}/link.safetensors"
+    for text in ("link.safetensors", "@link.safetensors", "./link.safetensors", "~/link.safetensors", link):
+        assert inputs.from_flags([f"lora_weights={text}"]) == {"lora_weights": [link]}
+        assert inputs.from_flags([f"lora_weights={json.dumps([text])}"]) == {"lora_weights": [link]}
+        assert inputs.from_json(json.dumps({"replicate_weights": text})) == {"replicate_weights": link}
+    assert inputs.paths == [link]
+    elsewhere = ["", "owner/model", "owner/repo/sub/a.safetensors", "https://x.test/a.tar", "data:,x.tar", "x" * 999]
+    assert inputs.from_flags([f"lora_weights={text}" for text in elsewhere]) == {"lora_weights": elsewhere}
+    assert inputs.paths == [link]
+
+
+@pytest.mark.parametrize(
+    "text", ["a.tar", "a.TGZ", "a.tar.gz", "b/a.safetensors", "a.zip", "./a", "../a/b/c.tar", "/a", "~/a", "~nobody/a"]
+)
+def test_a_value_that_looks_like_a_file_must_be_one(text: str, inputs: Inputs) -> None:
+    for sign in ("", "@"):
+        with pytest.raises(ValueProblemError) as refusal:
+            inputs.from_flags([f"replicate_weights={sign}{text}"])
+        assert str(refusal.value) == f"replicate_weights={sign}{text}: No such file or directory"
+
+
+def test_a_path_that_cannot_be_passed_on(inputs: Inputs, tmp_path: Path) -> None:
+    (tmp_path / "a:b.tar").touch()
+    with pytest.raises(ValueProblemError, match=r"a:b\.tar: a path with ':' cannot be passed on; rename it"):
+        inputs.from_flags([f"replicate_weights={tmp_path}/a:b.tar"])
+
+
+def test_other_texts_are_read_as_ever(inputs: Inputs, tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"tar")
+    assert inputs.from_flags([f"text={tmp_path}/a.tar"]) == {"text": f"{tmp_path}/a.tar"}
+    assert inputs.from_flags([f"text=@{tmp_path}/a.tar"]) == {"text": "data:application/x-tar;base64,dGFy"}
+    assert inputs.from_flags([f"text=@{'x' * 999}"]) == {"text": f"@{'x' * 999}"}
+    assert inputs.paths == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-i", "hf_api_token:sesame"], "error: -i hf_api_token: write name=value, or name=@file"),
+        (["-i", "hf_token=sesame"], "error: there is no input hf_token; did you mean hf_api_token?"),
+        (["-i", "hf_api_token=sesame", "-i", "hf_api_token=sesame"], "error: hf_api_token takes one value, but 2"),
+        (["-i", "hf_api_token=@sesame"], "error: hf_api_token=@FILE: No such file or directory"),
+        (["-i", "hf_api_token=@blank"], "error: hf_api_token=@FILE: the file is empty"),
+        (["-i", "hf_api_token=@bytes"], "error: hf_api_token=@FILE: it is no text file"),
+        (["--json", '{"hf_api_token": ["sesame"]}'], "error: hf_api_token: it must be a text"),
+        (["--json", '{"hf_api_token": {"sesame": 1}}'], "error: hf_api_token: it must be a text"),
+    ],
+)
+def test_no_error_shows_a_secret(options: list[str], message: str, predict: Predict, tmp_path: Path) -> None:
+    (tmp_path / "blank").write_text("\n")
+    (tmp_path / "bytes").write_bytes(b"sesame\xff")
+    (line,) = predict(*options).stderr.splitlines()
+    assert line.startswith(message)
+    assert "sesame" not in line
+
+
+def test_a_secret_reaches_the_predictor_and_no_log(predict: Predict, echo: Serving) -> None:
+    result = predict("--url", echo.url, "-i", "hf_api_token=sesame")
+    assert "token=Secret(**********) of 6 characters" in result.stderr
+    failed = predict("--url", echo.url, "-i", "hf_api_token=sesame", "-i", "action=fail")
+    assert failed.returncode == 1
+    assert "sesame" not in result.stderr + failed.stderr + echo.log.read_text()
+
+
+def test_lists_and_secrets_on_the_page_of_inputs() -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \| ", page(Package.load(ECHO)), re.MULTILINE))
+    assert (rows["lora_weights"], rows["lora_scales"]) == ("list of strings", "list of numbers")
+    assert (rows["files"], rows["hf_api_token"]) == ("list of files (URLs or data: URLs)", "secret")
 
 
 def test_outputs_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
