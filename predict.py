@@ -3,46 +3,55 @@
 import gc
 import os
 import pathlib
+import time
 from collections.abc import Iterable
 from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any, Optional
 
 import torch
-from cog import BaseRunner, Input, Path
+from cog import BaseRunner, Input, Path, Secret
 from PIL import Image
 
-import weights
 from errors import InputError, reported
 from fetch.inputs import guard_downloads
+from fetch.sources import Tokens
 from limits import checked, stated
 from sdxl.canvas import make_canvas
 from sdxl.generate import generate, memory_named, plan
 from sdxl.models import load_models
-from sdxl.output import OutputFolders, Writers, finish_images
+from sdxl.output import OutputFolders, finish_images
 from sdxl.picture import open_image
 from sdxl.placement import placement_from
 from sdxl.progress import Progress
 from sdxl.request import MicroConditioning, Prompts, Request, Sampling, choose_seeds, parse_micro
 from sdxl.safety import only_safe
+from sdxl.workers import Workers
+from tuning import FineTunes, wished
+from weights import resolve
 
 Pictures = Iterable[tuple[Image.Image, dict[str, Any]]]
-UNSAID = ("image", "mask", "seed", "embed_parameters", "disable_safety_checker")  # stay out of the files
+# These stay out of the files
+UNSAID = {"image", "mask", "seed", "embed_parameters", "disable_safety_checker"}
+UNSAID |= {"replicate_weights", "lora_weights", "lora_scale", "lora_scales"}  # Tuning.said has them, without secrets
+UNSAID |= {"hf_api_token", "civitai_api_token", "replicate_api_token"}
 
 
 class Predictor(BaseRunner):
-    """SDXL 1.0, base and refiner, loaded once and left unchanged by every prediction."""
+    """SDXL 1.0, base and refiner, loaded once; a prediction leaves nothing behind that a later one could notice."""
 
-    def setup(self) -> None:
-        """Load the model that SDXL_MODEL names; ready means that base and refiner are where they work."""
+    def setup(self, weights: Optional[Path] = None) -> None:
+        """Load the model that SDXL_MODEL names; ready means that base and refiner are where they work. Cog hands over
+        COG_WEIGHTS as `weights`, a plain string: a fine-tune for every request that names none."""
         with reported():
             guard_downloads(allow_private=os.environ.get("SDXL_PRIVATE_INPUTS") == "1")
-            files = weights.resolve(os.environ.get("SDXL_MODEL"))
+            files = resolve(os.environ.get("SDXL_MODEL"))
             placement, dtype = placement_from(os.environ)
             self.models = load_models(
                 files, placement, dtype, defer_refiner=os.environ.get("SDXL_DEFER_REFINER") == "1"
             )
-            self.outputs, self.writers = OutputFolders(), Writers(os.cpu_count() or 1)
+            self.outputs, self.writers = OutputFolders(), Workers(os.cpu_count() or 1, "writer")
+            self.fine_tunes = FineTunes(self.models, str(weights or ""))
             gc.collect()
             gc.freeze()  # what is loaded stays: each later collection would walk 400,000 objects of it for nothing
 
@@ -162,6 +171,23 @@ class Predictor(BaseRunner):
             description="Put an invisible watermark into the picture that marks it as generated.",
             default=True,
         ),
+        replicate_weights: Optional[str] = Input(
+            description="Fine-tuned weights: the URL of a trained_model.tar, owner/model[/version] on Replicate, or any source that lora_weights takes. Blank: those that this model was started with, if any.",
+            default=None,
+        ),
+        lora_scale: float = Input(
+            description="How strongly replicate_weights (or those that this model was started with) count. 0: not at all, below 0: the opposite. Weights of a full fine-tuning always count whole.",
+            ge=-10,
+            le=10,
+            default=0.6,
+        ),
+        lora_weights: Optional[list[str]] = Input(
+            description="LoRAs to add, up to 10: the URL of a .safetensors file or tar, owner/repo[/FILE] or huggingface.co/..., civitai.com/models/..., or a data: URL.",
+            default=None,
+        ),
+        lora_scales: Optional[list[float]] = Input(
+            description="How strongly each of lora_weights counts, from -10 to 10. Blank: 1 each.", default=None
+        ),
         disable_safety_checker: bool = Input(
             description="Return pictures without checking them for unsafe content.", default=False
         ),
@@ -205,6 +231,11 @@ class Predictor(BaseRunner):
             le=10,
             default=None,
         ),
+        token_pooling: str = Input(
+            description="Where a prompt with learned tokens is summed up: at its end, or, as Replicate's trainer did, at the last such token, so that what follows counts less. auto: as the weights were trained.",
+            choices=["auto", "token", "end"],
+            default="auto",
+        ),
         original_size: Optional[str] = Input(
             description="Micro-conditioning: the size, as 1024x1024 (width x height), that the picture seems to have been made from. Blank: its own size.",
             regex="^[0-9]{1,4}x[0-9]{1,4}$",
@@ -244,13 +275,22 @@ class Predictor(BaseRunner):
         negative_aesthetic_score: float = Input(
             description="For the refiner: the score to steer away from.", ge=0, le=10, default=2.5
         ),
+        hf_api_token: Optional[Secret] = Input(
+            description="Hugging Face token, for weights that need one.", default=None
+        ),
+        civitai_api_token: Optional[Secret] = Input(
+            description="CivitAI token, for weights that need one.", default=None
+        ),
+        replicate_api_token: Optional[Secret] = Input(
+            description="Replicate token, for weights of a private model.", default=None
+        ),
     ) -> list[Path]:
         """Pictures of the prompt, one per seed; unsafe ones are left out."""
         with reported(), torch.inference_mode():
             return [Path(path) for path in self._draw(checked(LIMITS, locals()))]
 
     def _draw(self, asked: SimpleNamespace) -> list[pathlib.Path]:
-        """A prediction, step by step: lay out, check, plan, generate, check for safety, mark and write."""
+        """A prediction, step by step: lay out, check, plan, tune, generate, check for safety, mark and write."""
         canvas = make_canvas(
             native=self.models.native,
             image=_received("image", asked.image),
@@ -269,12 +309,21 @@ class Predictor(BaseRunner):
             micro=MicroConditioning(**parse_micro(_named(MicroConditioning, asked))),
         )
         passes = plan(self.models, request)
+        wishes = wished(asked)
         print(f"Using seed: {', '.join(map(str, request.seeds))}")
+        started = time.perf_counter()
+        tuning = self.fine_tunes.use(
+            wishes, _tokens(asked), boot_scale=asked.lora_scale, token_pooling=asked.token_pooling
+        )
+        for line in tuning.lines(request.prompts, refined=asked.refine != "no_refiner"):
+            print(line)
+        self.record_metric("tune_seconds", round(time.perf_counter() - started, 4))
         said = {name: value for name, value in vars(asked).items() if name not in UNSAID and value is not None}
         steps = len(request.seeds) * sum(len(each.schedule.steps) for each in passes)
         with memory_named(canvas), Progress(steps) as progress, progress.rest("write"):
-            images = generate(self.models, request, passes, progress)
-            pictures: Pictures = zip(images, ({**said, "seed": seed} for seed in request.seeds), strict=True)
+            images = generate(self.models, request, passes, progress, tuning.learned)
+            marks = ({**said, **tuning.said(), "seed": seed} for seed in request.seeds)
+            pictures: Pictures = zip(images, marks, strict=True)
             if not asked.disable_safety_checker:
                 pictures = only_safe(self.models.safety, pictures, progress)
             paths = finish_images(
@@ -298,6 +347,13 @@ LIMITS = stated(Predictor.run)
 def _named(kind: type, asked: SimpleNamespace) -> dict[str, Any]:
     """The inputs that a dataclass has fields for."""
     return {field.name: getattr(asked, field.name) for field in fields(kind)}
+
+
+def _tokens(asked: SimpleNamespace) -> Tokens:
+    """Who asks for weights; unwrapped here and nowhere else."""
+    given = (asked.hf_api_token, asked.civitai_api_token, asked.replicate_api_token)
+    huggingface, civitai, replicate = (secret.get_secret_value() if secret else None for secret in given)
+    return Tokens(huggingface=huggingface, civitai=civitai, replicate=replicate)
 
 
 def _received(name: str, path: Optional[Path]) -> Optional[Image.Image]:

@@ -1,9 +1,14 @@
-"""What comes from where: `resolve(os.environ.get("SDXL_MODEL"))` names a model's files and fetches them.
+"""What comes from where: `resolve(os.environ.get("SDXL_MODEL"))` names a model's files and fetches them, and
+`fine_tune(source, ...)` those of a fine-tune that a user names.
 
 SDXL_MODEL    sdxl-1.0 (the default), miniature, a folder, one .safetensors checkpoint, or the URL of one
 SDXL_CACHE    where downloads are kept; ~/.cache/sdxl if unset
 SDXL_OFFLINE  1: no request is ever made; what is complete in the cache serves
-HF_ENDPOINT   another hub; HF_TOKEN is the token for it
+HF_ENDPOINT   another hub; HF_TOKEN is the token for it, for SDXL_MODEL only
+
+SDXL_FINETUNE_LIMIT_GB  the largest fine-tune that is fetched; 12 if unset
+SDXL_FINETUNE_CACHE_GB  what all that are kept may take; 20 if unset. The least recently used goes first
+SDXL_DISK_FLOOR_GB      what fetching them leaves free on the disk; 1 if unset
 
 What is complete in the cache is used without any request, online too. No torch here: downloads begin before
 torch is imported; only the one conversion of the safety checker imports it.
@@ -12,17 +17,21 @@ torch is imported; only the one conversion of the safety checker imports it.
 import hashlib
 import json
 import os
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 from errors import WeightsError
 from fetch import download, network
-from fetch.answers import Item, Manner, shown
+from fetch.answers import Item, Manner, Stop, shown
 from fetch.disk import locked, safetensors_keys
-from sdxl.files import ModelFiles
+from fetch.obtain import obtain
+from fetch.sources import Tokens
+from fetch.store import GB, Store
+from sdxl.files import ModelFiles, TunedFiles
 
 ROOT = Path(__file__).resolve().parent
 MINIATURE = ROOT / "miniature" / "weights"
@@ -56,6 +65,54 @@ def resolve(model: str | None, *, manner: Manner | None = None) -> ModelFiles:
     if path.suffix == ".safetensors" and path.is_file():
         return _single(path, manner)
     raise WeightsError(f"SDXL_MODEL={name!r} is neither a known model nor an existing path; {ACCEPTED}")
+
+
+@contextmanager
+def fine_tune(
+    source: str,
+    *,
+    tokens: Tokens,
+    first: Literal["replicate", "huggingface"],
+    stop: Stop,
+    manner: Manner | None = None,
+    local: bool | Collection[Path] = (),
+) -> Iterator[TunedFiles]:
+    """The files of a fine-tune, whole on this machine, kept there while the context lasts.
+
+    first  which service is asked first for a plain owner/name
+    stop   another thread sets it to end the download; Stopped is raised at once, and nothing is left of it
+    local  whether any path is read, or which; a request must not read the machine's files
+
+    WeightsError says what is wrong. No token is taken from the environment.
+    """
+    store = Store(
+        cache_root() / "finetunes",
+        limit=_bytes("SDXL_FINETUNE_CACHE_GB", 20),
+        floor=_bytes("SDXL_DISK_FLOOR_GB", 1),
+    )
+    with ExitStack() as held:
+        entry, found = obtain(
+            source,
+            store=store,
+            limit=_bytes("SDXL_FINETUNE_LIMIT_GB", 12),
+            tokens=tokens,
+            first=first,
+            stop=stop,
+            manner=manner or Manner(),
+            local=local,
+            offline=offline(),
+            held=held,
+        )
+        yield TunedFiles(entry.key, entry.folder, found.name, found.shown)
+
+
+def _bytes(variable: str, default: float) -> int:
+    """What an environment variable says in gigabytes."""
+    value = os.environ.get(variable) or default
+    try:
+        return int(float(value) * GB)
+    except (ValueError, OverflowError) as error:
+        raise WeightsError(f"{variable}={value!r} is no number of gigabytes; set it to one, or unset it") from error
 
 
 def cache_root() -> Path:

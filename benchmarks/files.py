@@ -21,7 +21,8 @@ from benchmarks.measure import Effort, Row, interleave, timing_row
 from benchmarks.stand_ins import load
 from sdxl.generate import decode
 from sdxl.models import Models
-from sdxl.output import Writers, finish_images
+from sdxl.output import finish_images
+from sdxl.workers import Workers
 
 GROUP = "post-processing of 4 pictures"
 COUNT = 4
@@ -31,7 +32,7 @@ Pixels = npt.NDArray[np.uint8]
 def rows(effort: Effort) -> list[Row]:
     """Wall time, CPU time, and whether the pictures are the same."""
     decoded = [_decoded(effort.side, seed) for seed in range(COUNT)]
-    models, writers = replace(load(), vae=_vae(decoded)), Writers(os.cpu_count() or 1)
+    models, writers = replace(load(), vae=_vae(decoded)), Workers(os.cpu_count() or 1, "writer")
     with TemporaryDirectory() as name:
         folders = Path(name) / "a", Path(name) / "b"
         for folder in folders:
@@ -71,7 +72,7 @@ class Reference:
             image.save(folder / f"out-{number}.png")
 
 
-def _ours(models: Models, writers: Writers, folder: Path) -> None:
+def _ours(models: Models, writers: Workers, folder: Path) -> None:
     latents = torch.zeros(1, 4, 1, 1)
 
     def pictures() -> Iterator[tuple[Image.Image, dict[str, Any]]]:

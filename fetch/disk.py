@@ -3,10 +3,12 @@
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from operator import index
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -14,11 +16,12 @@ from typing import Any
 from tqdm import tqdm
 
 from errors import WeightsError
+from fetch.answers import Stop
 
 RESERVE = 64 << 20  # bytes of disk left free
 
 
-def digest_of(path: Path, kind: str = "sha256") -> str:
+def digest_of(path: Path, kind: str = "sha256", *, stop: Stop | None = None) -> str:
     """ "sha256:…" of a file, or "git:…", the name that git gives its content."""
     found = hashlib.sha256()
     if kind == "git":
@@ -26,11 +29,13 @@ def digest_of(path: Path, kind: str = "sha256") -> str:
     with path.open("rb") as file:
         while data := file.read(1 << 20):
             found.update(data)
+            if stop:
+                stop.check()
     return f"{kind}:{found.hexdigest()}"
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, quietly: bool = False) -> Iterator[None]:
     """Alone among all processes that lock this path; the lock goes with the process, however that ends."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +46,8 @@ def locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.stderr.write(f"another process is writing in {path.parent}; waiting for it\n")
+            if not quietly:
+                sys.stderr.write(f"another process is writing in {path.parent}; waiting for it\n")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -61,12 +67,23 @@ def safetensors_keys(path: Path) -> set[str]:
         try:
             header: dict[str, Any] = json.loads(file.read(length)) if 2 <= length <= min(size, 100 << 20) else {}
             header.pop("__metadata__", None)
-            end = max(entry["data_offsets"][1] for entry in header.values())
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            end = max(index(entry["data_offsets"][1]) for entry in header.values())
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
             raise WeightsError(f"{path} is no .safetensors file; download it again") from error
     if size != 8 + length + end:
         raise WeightsError(f"{path} has {size} bytes instead of {8 + length + end}; download it again")
     return set(header)
+
+
+def sizes_in(folder: Path) -> dict[str, int]:
+    """Bytes of each file below a folder, by its path there; what goes away meanwhile has none."""
+    found = {}
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                path = Path(place, name)
+                found[path.relative_to(folder).as_posix()] = path.lstat().st_size
+    return found
 
 
 class Bar:

@@ -8,12 +8,12 @@ A file moves to its path by rename after its length and digest were checked; wha
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from threading import Event, Lock
+from threading import Lock
 
 import requests
 
@@ -26,11 +26,11 @@ from fetch.answers import (
     Item,
     Manner,
     Stated,
+    Stop,
     arriving,
     ask,
     persistently,
-    shown,
-    stated,
+    probe,
     validator_of,
 )
 from fetch.disk import Bar, digest_of, require_space
@@ -47,7 +47,8 @@ class Transfer:
     get: Get
     manner: Manner
     bar: Bar
-    stop: Event
+    stop: Stop
+    room: Callable[[int], None]
     told: Stated = NOTHING
     done: list[int] = field(default_factory=list)  # bytes that each piece has
     unsaved: int = 0
@@ -66,8 +67,8 @@ class Transfer:
 
     def prepare(self) -> None:
         """Ask for the first byte, which tells size and digest; then go on from what is there, or start."""
-        url, known = shown(self.item.url), self.item.size
-        told = persistently(self._probe, self.item.url, self.manner.patience, self.stop)
+        url, known = self.item.shown, self.item.size
+        told = self._ask()
         if known not in (None, told.size):
             raise WeightsError(f"{url} has {told.size} bytes instead of {known}; check that address and proxies")
         if self.manner.limit is not None and told.size > self.manner.limit:
@@ -83,13 +84,11 @@ class Transfer:
         except OSError as error:
             raise WeightsError(f"cannot write {self.part}: {error.strerror}; set SDXL_CACHE") from error
 
-    def _probe(self) -> Stated:
-        with ask(self.get, self.item.url, {"Range": "bytes=0-0"}) as response:
-            told = stated(response, self.item.url)
-            if told.ranged:
-                response.raw.read(2)  # to its end, so that the connection serves again
-        known = f"sha256:{self.item.sha256}" if self.item.sha256 else told.digest
-        return Stated(told.size, told.ranged, told.validator, known)
+    def _ask(self) -> Stated:
+        """What the server says of the file, once more if it has changed since the caller asked."""
+        told = None if self.amiss else self.item.told
+        told = told or probe(self.get, self.item, self.manner.patience, self.stop)
+        return replace(told, digest=f"sha256:{self.item.sha256}") if self.item.sha256 else told
 
     def _recorded(self, pieces: int) -> list[int] | None:
         """How far each piece got before, if that was this very file."""
@@ -120,7 +119,7 @@ class Transfer:
 
     def fetch_piece(self, index: int) -> None:
         while self.done[index] < self._span(index)[1] and not self.amiss and not self.stop.is_set():
-            persistently(partial(self._stream, index), self.item.url, self.manner.patience, self.stop)
+            persistently(partial(self._stream, index), self.item.shown, self.manner.patience, self.stop)
 
     def _stream(self, index: int) -> None:
         """One request for what a piece lacks; an interruption is a failure only where it brought little."""
@@ -131,11 +130,11 @@ class Transfer:
         if self.told.ranged and self.told.validator.startswith('"') and not self.told.digest:
             headers["If-Range"] = self.told.validator
         try:
-            with ask(self.get, self.item.url, headers) as response:
+            with ask(self.get, self.item, headers) as response:
                 if not self._same(response, first + begun):
                     self.amiss = "changed while it was fetched"
                     return
-                for data in arriving(response, self.manner.patience):
+                for data in arriving(response, self.manner.patience, self.stop):
                     self._write(index, data[: length - self.done[index]])
                     if self.done[index] == length or self.amiss or self.stop.is_set():
                         return
@@ -162,6 +161,7 @@ class Transfer:
             self._advance(index, len(data))
             if self.unsaved >= self.manner.save_every:
                 self.save()
+                self.room(self.left)
         except OSError as error:
             raise WeightsError(f"cannot write {self.part}: {error.strerror}; free space there") from error
 
@@ -174,7 +174,7 @@ class Transfer:
     def finish(self) -> bool:
         """Check the digest and move the file into place; False: it must be fetched anew."""
         if not self.amiss and self.told.digest:
-            found = digest_of(self.part, self.told.digest.partition(":")[0])
+            found = digest_of(self.part, self.told.digest.partition(":")[0], stop=self.stop)
             if found != self.told.digest:
                 self.amiss = f"is not the expected file: {found} instead of {self.told.digest}"
         if self.amiss:
@@ -188,27 +188,47 @@ class Transfer:
         return True
 
 
-def fetch(items: Sequence[Item], get: Get, *, label: str, manner: Manner | None = None) -> None:
-    """Every item whole at its path, or WeightsError with what came kept; under the folder's lock."""
+def fetch(
+    items: Sequence[Item],
+    get: Get,
+    *,
+    label: str,
+    manner: Manner | None = None,
+    stop: Stop | None = None,
+    room: Callable[[int], None] | None = None,
+) -> list[Stated]:
+    """Every item whole at its path, or WeightsError with what came kept; under the folder's lock.
+
+    Returns what the servers said of the files that were missing, in their order. `stop` ends it with Stopped.
+    `room` is asked for the bytes still to come, before the first and now and then, and raises where they do not fit.
+    """
     missing = [item for item in items if not item.path.is_file()]
     if not missing:
-        return
-    manner, stop, bar = manner or Manner(), Event(), Bar(label)
-    transfers = [Transfer(item, get, manner, bar, stop) for item in missing]
+        return []
+    room = room or partial(require_space, missing[0].path.parent)
+    with (stop or Stop()).cutting((own := Stop()).set):  # `own` also ends the other pieces when one fails
+        return _fetch(missing, get, label, manner or Manner(), own, room)
+
+
+def _fetch(
+    items: list[Item], get: Get, label: str, manner: Manner, stop: Stop, room: Callable[[int], None]
+) -> list[Stated]:
+    bar = Bar(label)
+    transfers = pending = [Transfer(item, get, manner, bar, stop, room) for item in items]
     pool = ThreadPoolExecutor(manner.workers, thread_name_prefix="download")
     try:
-        pending = transfers
         for _ in range(ROUNDS):
             for future in as_completed([pool.submit(one.prepare) for one in pending]):
                 future.result()
-            require_space(pending[0].item.path.parent, sum(one.left for one in pending))
+            room(sum(one.left for one in pending))
             pieces = [(one, index) for one in pending for index in range(len(one.done))]
             for future in as_completed([pool.submit(one.fetch_piece, index) for one, index in pieces]):
                 future.result()
+            stop.check()  # the pieces end without an error then
             pending = [one for one, whole in zip(pending, pool.map(Transfer.finish, pending), strict=True) if not whole]
             if not pending:
-                return
-        raise WeightsError(f"{shown(pending[0].item.url)} {pending[0].amiss}; try again or use another source")
+                return [one.told for one in transfers]
+        raise WeightsError(f"{pending[0].item.shown} {pending[0].amiss}; try again or use another source")
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)

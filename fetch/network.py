@@ -30,6 +30,7 @@ from urllib3.response import HTTPResponse
 from urllib3.util.connection import create_connection
 
 from errors import WeightsError
+from fetch.answers import Stop
 
 Get = Callable[[str, Mapping[str, str]], requests.Response]
 
@@ -103,13 +104,16 @@ def at_most(seconds: float, cut: Callable[[], None]) -> Iterator[None]:
 
 
 class LimitedHTTP(HTTPConnection):
-    """Whole headers within the time that is meant for the next byte."""
+    """Whole headers within the time that is meant for the next byte, or until `stop`."""
+
+    stop = Stop()  # never set; an Adapter puts its own here
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as in urllib3 itself
         limit = self.timeout
         if not isinstance(limit, int | float) or self.sock is None:
             return super().getresponse()
-        with at_most(limit, partial(self.sock.shutdown, socket.SHUT_RDWR)):
+        cut = partial(self.sock.shutdown, socket.SHUT_RDWR)
+        with self.stop.cutting(cut), at_most(limit, cut):
             return super().getresponse()
 
 
@@ -130,16 +134,18 @@ class CheckedHTTPS(LimitedHTTPS):
 class Adapter(HTTPAdapter):
     """`requests` with our connections; the checked ones reach public addresses only."""
 
-    def __init__(self, *, checked: bool) -> None:
-        self.checked = checked
+    def __init__(self, *, checked: bool, stop: Stop) -> None:
+        self.checked, self.stop = checked, stop
         super().__init__(pool_connections=8, pool_maxsize=16)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        own = {"stop": self.stop}
+
         class Plain(HTTPConnectionPool):
-            ConnectionCls = CheckedHTTP if self.checked else LimitedHTTP
+            ConnectionCls = type("HTTP", (CheckedHTTP if self.checked else LimitedHTTP,), own)
 
         class Secure(HTTPSConnectionPool):
-            ConnectionCls = CheckedHTTPS if self.checked else LimitedHTTPS
+            ConnectionCls = type("HTTPS", (CheckedHTTPS if self.checked else LimitedHTTPS,), own)
 
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {"http": Plain, "https": Secure}
@@ -151,6 +157,7 @@ def getter(
     headers: Mapping[str, str] | None = None,
     timeout: tuple[float, float] = (10, 30),
     patience: float = float("inf"),
+    stop: Stop | None = None,
 ) -> Get:
     """A GET of (url, headers) that streams and follows redirects by hand; `.history` holds the hops.
 
@@ -159,11 +166,12 @@ def getter(
     headers        sent to the first origin only, as is right for a token.
     timeout        seconds to connect, and for the headers, and without any byte of the body arriving.
     patience       seconds after which no further redirect is followed.
+    stop           ends the waiting for headers as soon as it is set.
     """
     session = requests.Session()
     session.trust_env = False  # no ~/.netrc password for a host that a user named, no proxy past the guard
     session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or True
-    adapter = Adapter(checked=not allow_private)
+    adapter = Adapter(checked=not allow_private, stop=stop or Stop())
     session.mount("http://", adapter)
     session.mount("https://", adapter)
 

@@ -1,4 +1,4 @@
-"""Which files make a model; without torch, so that fetching them can begin before torch is imported."""
+"""Which files make a model or a fine-tune; without torch, so that fetching them can begin before torch is imported."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,3 +21,20 @@ class ModelFiles:
     vae: Path | None = None
     safety_checker: Path | None = None
     config: Path | None = None
+
+
+@dataclass(frozen=True)
+class TunedFiles:
+    """Where a fine-tune lies on this machine, whole.
+
+    key     64 hexadecimal digits that stand for its content: the same content from two sources has the same key
+    folder  .safetensors, .pti and .json files only. An archive's keep their names and folders; a file that came
+            alone is weights.safetensors, and embeddings.safetensors is what lay beside it in its repository
+    name    what a file that came alone was called where it came from, without its ending: TOK; or ""
+    shown   how errors, logs and picture metadata may name the source: no query, no password, no token
+    """
+
+    key: str
+    folder: Path
+    name: str
+    shown: str

@@ -15,6 +15,7 @@ from torch import Tensor
 from errors import InputError
 from sdxl.canvas import Canvas
 from sdxl.denoise import Conditioning, Draw, Expert, Kept, at_level, denoise, split
+from sdxl.finetune.tokens import LearnedTokens
 from sdxl.models import Models, config_of
 from sdxl.progress import Progress
 from sdxl.request import Request
@@ -51,13 +52,19 @@ def plan(models: Models, request: Request) -> list[Pass]:
     return passes
 
 
-def generate(models: Models, request: Request, passes: Sequence[Pass], progress: Progress) -> Iterator[Image.Image]:
+def generate(
+    models: Models,
+    request: Request,
+    passes: Sequence[Pass],
+    progress: Progress,
+    learned: LearnedTokens | None = None,
+) -> Iterator[Image.Image]:
     """Yield the picture of each seed, as soon as it is done.
 
     Each seed is computed for itself, so a picture is the same, bit for bit, whatever it was asked for together with.
     """
     with progress.stage("encode_text"):
-        embeds = encode_text(models, request)
+        embeds = encode_text(models, request, learned)
     image, posterior = request.canvas.image, None
     if image is not None and not any(each.schedule.steps for each in passes):
         yield from (request.canvas.finish(image) for _ in request.seeds)  # strength 0 keeps it, unrounded by the VAE
@@ -88,7 +95,7 @@ def memory_named(canvas: Canvas) -> Iterator[None]:
         raise InputError(f"{size} pixels need more memory than this GPU has free; ask for a smaller picture.") from None
 
 
-def encode_text(models: Models, request: Request) -> PromptEmbeds:
+def encode_text(models: Models, request: Request, learned: LearnedTokens | None = None) -> PromptEmbeds:
     """The prompts as both UNets read them."""
     prompts = request.prompts
     return models.text.encode(
@@ -97,6 +104,7 @@ def encode_text(models: Models, request: Request) -> PromptEmbeds:
         prompts.prompt_2,
         prompts.negative_prompt_2,
         clip_skip=prompts.clip_skip,
+        learned=learned,
     )
 
 

@@ -37,7 +37,8 @@ def config_of(module: Module) -> Any:
 
 @dataclass
 class Models:
-    """What a prediction works with. Nothing in it is changed by a prediction."""
+    """What a prediction works with. Nothing in it is changed by a prediction, but for the weights in `parts`, by the
+    one slot for fine-tunes."""
 
     text: TextEncoders
     vae: AutoencoderKL
@@ -58,6 +59,15 @@ class Models:
     def has_refiner(self) -> bool:
         """Whether there is a refiner, loaded or not."""
         return self._refiner is not None
+
+    @property
+    def parts(self) -> dict[str, Module]:
+        """What a fine-tune can change. The refiner is not among them: none is trained for it."""
+        return {
+            "unet": self.base,
+            "text_encoder": self.text.text_encoder,
+            "text_encoder_2": self.text.text_encoder_2,
+        }
 
     @property
     def vae_scale_factor(self) -> int:

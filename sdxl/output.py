@@ -11,17 +11,15 @@ import json
 import logging
 import shutil
 import tempfile
-import threading
-import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 
 from PIL import Image, PngImagePlugin
 
 from sdxl.watermark import apply_watermark
+from sdxl.workers import Job, Workers
 
 Parameters = Mapping[str, object]
 
@@ -69,55 +67,10 @@ class OutputFolders:
         return self._kept[-1]
 
 
-class Job:
-    """Something a writer does; `finished` becomes true when it is done, `error` is what it raised."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self.error: BaseException | None = None
-        self.finished = False
-        self._work: Callable[[], None] | None = work
-
-    def run(self) -> None:
-        """Called by a writer."""
-        try:
-            if self._work is not None:
-                self._work()
-        except BaseException as error:  # noqa: BLE001 - it is raised where the pictures come from
-            self.error = error
-        self._work = None  # it holds a picture
-        self.finished = True
-
-    def wait(self) -> None:
-        """Until it is finished; may be cut short at any point and called again, so it only looks."""
-        while not self.finished:
-            time.sleep(0.001)
-
-
-class Writers:
-    """Threads that mark and write pictures. Started once, at setup, and given work through a queue in C: a cancel that
-    arrives while a thread starts, or while a lock of Python's is held, hangs a process for ever.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._jobs: SimpleQueue[Job] = SimpleQueue()
-        for _ in range(count):
-            threading.Thread(target=self._work, name="writer", daemon=True).start()
-
-    def submit(self, work: Callable[[], None]) -> Job:
-        """Have `work` done by the next free writer."""
-        job = Job(work)
-        self._jobs.put(job)
-        return job
-
-    def _work(self) -> None:
-        while True:
-            self._jobs.get().run()
-
-
 def finish_images(
     pictures: Iterable[tuple[Image.Image, Parameters]],
     folder: Path,
-    writers: Writers,
+    writers: Workers,
     *,
     watermark: bool,
     output_format: str,
@@ -137,16 +90,14 @@ def finish_images(
         _write(image, path, quality, parameters)
 
     paths: list[Path] = []
-    jobs: list[Job] = []
+    jobs: list[Job[None]] = []
     try:
         for number, (image, parameters) in enumerate(pictures):
             paths.append(folder / f"out-{number}.{output_format}")
             work = partial(finish, image, paths[-1], parameters if embed_parameters else None)
             jobs.append(writers.submit(work))
         for job in jobs:
-            job.wait()
-            if job.error is not None:
-                raise job.error
+            job.result()
     except BaseException:
         for job in jobs:
             job.wait()

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from errors import InputError
+from sdxl.finetune.tokens import LearnedEmbedding, LearnedTokens
 from sdxl.prompt import Alternative, Prompt, parse
 
 MAX_CHARACTERS = 20_000
@@ -53,7 +54,7 @@ class PromptEmbeds:
 
 @dataclass
 class TextEncoders:
-    """SDXL's two text encoders. They remember prompts: `clear` after a change to encoders or tokenizers."""
+    """SDXL's two text encoders. They remember prompts: `clear` after a change to the weights of an encoder."""
 
     tokenizer: CLIPTokenizer
     text_encoder: CLIPTextModel
@@ -62,9 +63,13 @@ class TextEncoders:
     ready: Callable[..., object] = field(
         default=lambda *_: None, repr=False
     )  # brings both to their device before they work
-    _cache: OrderedDict[tuple[str, str, str, str, int], PromptEmbeds] = field(
+    _cache: OrderedDict[tuple[str, str, str, str, int, str], PromptEmbeds] = field(
         default_factory=OrderedDict, init=False, repr=False
     )
+
+    def __post_init__(self) -> None:
+        for encoder in (self.text_encoder, self.text_encoder_2):
+            LearnedEmbedding.install(encoder)
 
     def encode(
         self,
@@ -73,12 +78,13 @@ class TextEncoders:
         prompt_2: str | None = None,
         negative_prompt_2: str | None = None,
         clip_skip: int | None = None,
+        learned: LearnedTokens | None = None,
     ) -> PromptEmbeds:
         """As StableDiffusionXLPipeline.encode_prompt, whose clip_skip leaves the negative prompt alone, but with
-        weights and nothing cut off. Raises InputError before anything is encoded."""
+        weights, learned tokens and nothing cut off. Raises InputError before anything is encoded."""
         texts = (prompt, negative_prompt, prompt_2 or prompt, negative_prompt_2 or negative_prompt)
-        key = (*texts, clip_skip or 0)
-        self._cache[key] = embeds = self._cache.pop(key, None) or self._encode(*key)
+        key = (*texts, clip_skip or 0, "" if learned is None else f"{learned.key}/{learned.pooled_at}")
+        self._cache[key] = embeds = self._cache.pop(key, None) or self._encode(*key[:5], learned)
         while len(self._cache) > CACHED or sum(map(len, self._cache.values())) > CACHED_TOKENS:
             self._cache.popitem(last=False)
         return embeds
@@ -88,16 +94,20 @@ class TextEncoders:
         self._cache.clear()
 
     @torch.no_grad()
-    def _encode(self, prompt: str, negative: str, prompt_2: str, negative_2: str, skip: int) -> PromptEmbeds:
+    def _encode(
+        self, prompt: str, negative: str, prompt_2: str, negative_2: str, skip: int, learned: LearnedTokens | None
+    ) -> PromptEmbeds:
         encoders: tuple[Encoder, Encoder] = (self.text_encoder, self.text_encoder_2)
         deepest = min(int(encoder.config.num_hidden_layers) for encoder in encoders) - 1
         if not 0 <= skip <= deepest:
             raise InputError(f"clip_skip={skip} is out of range; give a number from 0 to {deepest}.")
-        first = _Reader(self.tokenizer, {"prompt": prompt, "negative_prompt": negative})
-        second = _Reader(self.tokenizer_2, {"prompt_2": prompt_2, "negative_prompt_2": negative_2})
+        first = _Reader(self.tokenizer, {"prompt": prompt, "negative_prompt": negative}, learned)
+        second = _Reader(self.tokenizer_2, {"prompt_2": prompt_2, "negative_prompt_2": negative_2}, learned)
         length = max(text.length for text in first.texts + second.texts)
         self.ready(self.text_encoder, self.text_encoder_2)
         layers = (-2 - skip, -2)
+        for number, encoder in enumerate(encoders):
+            LearnedEmbedding.of(encoder).rows = learned.rows[number] if learned else None
         states, _ = first.read(self.text_encoder, layers, length)
         states_2, pooled = second.read(self.text_encoder_2, layers, length)
         both = [torch.cat(pair, -1)[None] for pair in zip(states, states_2, strict=True)]
@@ -167,8 +177,9 @@ def _pad(states: Tensor, empty: Tensor, length: int) -> Tensor:
 class _Reader:
     """Texts on their way through one encoder: equal rows are encoded once, and all rows at the same time."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, texts: dict[str, str]) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: CLIPTokenizer, texts: dict[str, str], learned: LearnedTokens | None) -> None:
+        self.tokenizer, self.learned = tokenizer, learned
+        self.size = len(tokenizer)  # learned rows have the numbers from here on
         self.added = frozenset(tokenizer.get_added_vocab().values())
         self.rows: dict[tuple[tuple[int, ...], tuple[int, int]], int] = {}  # tokens, masked ones
         self.texts = [self._text(name, text) for name, text in texts.items()]
@@ -194,7 +205,7 @@ class _Reader:
         ids, weights = list[int](), list[float]()
         lessened = list[tuple[int, int, float]]()  # first token, end, share of the prompt without them
         for fragment in part.fragments:
-            own = self.tokenizer(fragment.text, add_special_tokens=False, verbose=False).input_ids
+            own = self._ids(fragment.text)
             if fragment.weight < 1:
                 share = math.tan((1 - max(fragment.weight, 1e-5)) * math.pi / 2)
                 lessened.append((len(ids), len(ids) + len(own), share))
@@ -209,11 +220,22 @@ class _Reader:
             chunks.append(_Chunk(self._row(ids[begin:end]), places, without))
         return chunks
 
+    def _ids(self, text: str) -> list[int]:
+        """The numbers of its tokens; learned ones come after the vocabulary."""
+        ids = list[int]()
+        for piece in self.learned.pieces(text) if self.learned else (text,):
+            if isinstance(piece, str):
+                ids += self.tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
+            else:
+                ids += [self.size + number for number in piece]
+        return ids
+
     def _cuts(self, ids: list[int]) -> list[tuple[int, int]]:
         """Where chunks begin and end: between words, or inside one longer than a chunk. Added tokens have no
         mark at their end; neighbours among them are taken for one word."""
-        words = [token.endswith("</w>") for token in self.tokenizer.convert_ids_to_tokens(ids)]
-        added = [token in self.added for token in ids]
+        added = [token in self.added or token >= self.size for token in ids]
+        known = self.tokenizer.convert_ids_to_tokens([min(token, self.size - 1) for token in ids])
+        words = [token.endswith("</w>") for token in known]
         cuts, begin = [], 0
         while len(ids) - begin > 75:
             places = range(begin + 75, begin, -1)
@@ -244,4 +266,14 @@ class _Reader:
             attention_mask = mask[batch].to(device) if masked else None
             outputs.append(encoder(ids[batch].to(device), attention_mask, output_hidden_states=True))
         states = [torch.cat([output.hidden_states[layer] for output in outputs]) for layer in layers]
+        if self.learned is not None and isinstance(encoder, CLIPTextModelWithProjection):
+            last = torch.cat([output.last_hidden_state for output in outputs])
+            return states, encoder.text_projection(last[torch.arange(len(ids)), self._pooled_places(ids)])
         return states, torch.cat([output.get("text_embeds", output.get("pooler_output")) for output in outputs])
+
+    def _pooled_places(self, ids: Tensor) -> Tensor:
+        """Which place of each row (R, 77) the pooled vector is read at: the first end, or the token with the highest
+        number, which a learned one has."""
+        assert self.learned is not None
+        end = ids == self.tokenizer.eos_token_id
+        return (ids if self.learned.pooled_at == "token" else end.int()).argmax(-1)

@@ -1,11 +1,15 @@
 """A real HTTP server on loopback that misbehaves on request."""
 
 import hashlib
+import io
+import json
 import os
+import random
+import tarfile
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -170,3 +174,42 @@ def get(url: str, folder: Path, manner: Manner = QUICK, **known: Any) -> Path:
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def tensors(names: tuple[str, ...] = ("a.lora_down.weight",), size: int = 4096, seed: int = 0) -> bytes:
+    """A .safetensors file of bytes without meaning."""
+    header = json.dumps(
+        {
+            name: {"dtype": "U8", "shape": [size], "data_offsets": [size * n, size * (n + 1)]}
+            for n, name in enumerate(names)
+        }
+    ).encode()
+    return len(header).to_bytes(8, "little") + header + random.Random(seed).randbytes(size * len(names))
+
+
+def tarred(files: Mapping[str, bytes]) -> bytes:
+    """A tar of regular files."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, body in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            archive.addfile(info, io.BytesIO(body))
+    return buffer.getvalue()
+
+
+def silent(handler: Handler, *_: Any) -> bool:
+    """Not even headers."""
+    handler.server.gate.wait(20)
+    handler.close_connection = True
+    return True
+
+
+def trickle(handler: Handler, body: bytes, start: int, end: int) -> bool:
+    """Headers, a hundred bytes, then one now and then."""
+    handler.serve(urlsplit(handler.path).path, body, start, end, cut=100)
+    with suppress(OSError):
+        while not handler.server.gate.wait(0.05):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+    return True

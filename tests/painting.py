@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from sdxl.canvas import make_canvas
+from sdxl.finetune.tokens import LearnedTokens
 from sdxl.generate import generate, plan
 from sdxl.models import Models
 from sdxl.progress import Progress
@@ -62,11 +63,13 @@ def make_request(models: Models, seeds: tuple[int, ...] = (3,), **asked: Any) ->
     return request
 
 
-def pictures(models: Models, seeds: tuple[int, ...] = (3,), **asked: Any) -> list[Image.Image]:
+def pictures(
+    models: Models, seeds: tuple[int, ...] = (3,), *, learned: LearnedTokens | None = None, **asked: Any
+) -> list[Image.Image]:
     """All pictures of a request."""
     request = make_request(models, seeds, **asked)
     with torch.inference_mode(), Progress(0) as progress:
-        return list(generate(models, request, plan(models, request), progress))
+        return list(generate(models, request, plan(models, request), progress, learned))
 
 
 def picture(models: Models, seed: int = 3, **asked: Any) -> Image.Image:

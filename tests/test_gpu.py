@@ -1,6 +1,7 @@
 """What only a card can show. Run with `pytest -m gpu`; the last ones want SDXL 1.0's weights (SDXL_MODEL=sdxl-1.0)."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from PIL import Image
 import weights
 from sdxl.models import Models, load_models
 from sdxl.placement import GIB, Placement
+from tests import tunes
 from tests.painting import difference, picture
+from tests.tuned import read_tensors, slot_for
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,6 +45,21 @@ def test_half_precision_gives_the_cpus_picture(scheduler: str, models: Models) -
 def test_every_tier_gives_the_same_picture(tier: str) -> None:
     made = [picture(on_card(each), refine="expert_ensemble_refiner") for each in (tier, "resident")]
     assert difference(*made) <= 1
+
+
+@pytest.mark.parametrize("tier", ["resident", "swap", "stream"])
+def test_fine_tunes_on_a_card(tier: str, models: Models, tmp_path: Path) -> None:
+    """The picture of the CPU, and out again to the bit."""
+    other = on_card(tier)
+    tune = read_tensors(models, tmp_path, tunes.kohya_sgm(tunes.make_lora(models, parts=models.parts)))
+    plain = picture(other)
+    with slot_for(other) as slot:
+        slot.set([(tune, 0.6)])
+        tuned = picture(other)
+    with slot_for(models) as slot:
+        slot.set([(tune, 0.6)])
+        assert psnr(tuned, picture(models)) > 30
+    assert difference(picture(other), plain) == 0
 
 
 @pytest.mark.skipif(os.environ.get("SDXL_MODEL") != "sdxl-1.0", reason="needs SDXL 1.0 (SDXL_MODEL=sdxl-1.0)")

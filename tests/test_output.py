@@ -15,15 +15,15 @@ from sdxl.output import (
     FORMATS,
     OutputFolders,
     Parameters,
-    Writers,
     a1111_text,
     finish_images,
     read_parameters,
 )
 from sdxl.schedulers import SCHEDULERS
 from sdxl.watermark import apply_watermark, matches
+from sdxl.workers import Workers
 
-WRITERS = Writers(2)
+WRITERS = Workers(2, "writer")
 PARAMETERS: dict[str, object] = {
     "prompt": "a café, 漢字 🦄\nsecond line: with colon",
     "negative_prompt": "blurry",

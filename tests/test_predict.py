@@ -208,6 +208,6 @@ def test_metrics_name_every_stage(predictor: Predictor, monkeypatch: pytest.Monk
     found: dict[str, float] = {}
     monkeypatch.setattr(Predictor, "record_metric", lambda _self, key, value: found.update({key: value}))
     predict(predictor)
-    stages = ("encode_text", "denoise", "decode", "check_safety", "write")
+    stages = ("tune", "encode_text", "denoise", "decode", "check_safety", "write")
     assert list(found) == [f"{stage}_seconds" for stage in stages]
     assert all(type(value) is float and value >= 0 for value in found.values())

@@ -1,0 +1,318 @@
+"""What came, told by its content and never by its name, and its weights put into a folder.
+
+A .safetensors file is taken as it is. Of a tar (plain or gzip) or a zip only regular files that a fine-tune is made
+of are written, below the folder, within limits; nothing is ever executed, so pickles are refused. Memory is bounded
+by MEMBERS and CHUNK, whatever an archive claims.
+"""
+
+import gzip
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from errors import WeightsError
+from fetch.answers import CHUNK, Stop
+from fetch.disk import safetensors_keys
+
+TENSORS = (".safetensors", ".pti")
+WANTED = (*TENSORS, ".json")
+BARE = "weights.safetensors"  # what a file that came alone is called: its content is its key, its name is not
+MEMBERS = 10_000  # entries of an archive, of any kind
+NOTE = 1 << 20  # bytes of a header extension, and of a zip's directory
+JSON = 16 << 20  # bytes of one .json file
+RATIO = 100  # times its own size that an archive may unpack to; weights hardly shrink at all
+SLACK = 64 << 20  # bytes that any archive may unpack to
+BLOCK = 512
+EXPECTED = "send a .safetensors file, or a tar or zip that holds one"
+PICKLE = "is a pickle (.pt, .ckpt, .bin), which can run code and is never opened; convert it to .safetensors"
+DAMAGE = (
+    EOFError,
+    zlib.error,
+    gzip.BadGzipFile,
+    tarfile.TarError,
+    struct.error,
+    zipfile.BadZipFile,
+    NotImplementedError,  # how zipfile says: a compression it does not know
+    ValueError,  # and: an offset that cannot be
+)
+
+
+@dataclass
+class Target:
+    """A folder that an archive is unpacked into, with what may still come into it.
+
+    limit  bytes in all
+    room   asked for the bytes of each file before it is written; raises where they do not fit
+    token  the input that might have let the asker in, for what turns out to be a page
+    """
+
+    folder: Path
+    shown: str
+    limit: int
+    room: Callable[[int], None]
+    stop: Stop
+    token: str | None = None
+    entries: int = 0
+    total: int = 0
+    names: set[PurePosixPath] = field(default_factory=set)
+
+    def counted(self) -> None:
+        self.stop.check()
+        self.entries += 1
+        if self.entries > MEMBERS:
+            raise WeightsError(f"{self.shown} has more than {MEMBERS} members; pack only the weights")
+
+    def write(self, path: PurePosixPath, size: int, chunks: Iterable[bytes]) -> None:
+        """One member, checked; `size` is what the archive says of it."""
+        self.total += size
+        if size > JSON and path.suffix.lower() == ".json":
+            raise WeightsError(f"{str(path)!r} in {self.shown} has {size} bytes; at most {JSON} are allowed for JSON")
+        if self.total > self.limit:
+            raise WeightsError(f"{self.shown} unpacks to more than the {self.limit} bytes that are allowed")
+        if path in self.names:
+            raise WeightsError(f"{self.shown} has two members {str(path)!r}; pack it again")
+        self.names.add(path)
+        self.room(size)
+        goal, came = self.folder / path, 0
+        try:
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            with goal.open("xb") as file:
+                for data in chunks:
+                    self.stop.check()
+                    came += file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # a name too long, a file where a folder should be, a disk that is full
+            if isinstance(error, DAMAGE):
+                raise
+            raise WeightsError(f"{str(path)[:80]!r} in {self.shown} cannot be written: {error.strerror}") from error
+        if came != size:
+            raise EOFError(f"{came} bytes instead of {size}")
+        self._check(goal, path)
+
+    def _check(self, goal: Path, path: PurePosixPath) -> None:
+        if path.suffix.lower() in TENSORS:
+            try:
+                safetensors_keys(goal)
+            except WeightsError as error:
+                raise WeightsError(f"{str(path)!r} in {self.shown} is damaged; pack or upload it again") from error
+
+
+def wanted(name: str, shown: str) -> PurePosixPath | None:
+    """Where a regular file of an archive or a folder goes, or None: it is not part of a fine-tune."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
+    if not parts or not parts[0] or ".." in parts or ":" in parts[0] or "\0" in name:
+        raise WeightsError(f"{shown} has a member {name[:80]!r} outside of its folder; pack it again")
+    path = PurePosixPath(*parts)
+    junk = any(part == "__MACOSX" or part.startswith("._") for part in parts)
+    return None if junk or path.suffix.lower() not in WANTED else path
+
+
+def unpack(payload: Path, target: Target) -> bool:
+    """What came into the target's folder; True where it was one bare file. The payload is moved or stays."""
+    kind = kind_of(payload, target)
+    if kind == "safetensors":
+        try:
+            safetensors_keys(payload)
+        except WeightsError as error:
+            amiss = f"{target.shown} is damaged: its length is not what its header says; upload it again"
+            raise WeightsError(amiss) from error
+        payload.replace(target.folder / BARE)
+        return True
+    try:
+        _UNPACKERS[kind](payload, target)
+    except DAMAGE as error:
+        raise WeightsError(f"{target.shown} is a damaged {kind} archive ({error}); pack or upload it again") from error
+    if not any(path.suffix.lower() in TENSORS for path in target.names):
+        raise WeightsError(f"{target.shown} holds no {' or '.join(TENSORS)} file; {EXPECTED}")
+    return False
+
+
+def kind_of(payload: Path, target: Target) -> str:
+    """ "safetensors", "tar", "gzip" or "zip"; WeightsError says what else it is."""
+    with payload.open("rb") as file:
+        head = file.read(2 * BLOCK)
+    if len(head) > 9 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= 100 << 20:
+        return "safetensors"
+    for magic, kind in ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"PK\x05\x06", "zip")):
+        if head.startswith(magic):
+            return kind
+    if _is_tar(head):
+        return "tar"
+    page = head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<")
+    hint = f", or set {target.token} if only some may have it" if page and target.token else ""
+    raise WeightsError(f"{target.shown} {_amiss(head)}{hint}")
+
+
+def _is_tar(head: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(head[:BLOCK], "utf-8", "replace")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _amiss(head: bytes) -> str:
+    """What a file is that is no fine-tune, from how it begins."""
+    if not head:
+        return f"is empty; {EXPECTED}"
+    if head[0] == 0x80 and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+        return PICKLE
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"<"):
+        return "is a web page; give the address of the file itself"
+    if text.startswith((b"{", b"[")) or all(byte >= 32 or byte in b"\t\r\n" for byte in text):
+        return "is text; give the address of the file itself"
+    return f"is of no known kind; {EXPECTED}"
+
+
+@dataclass
+class Counted:
+    """A stream that ends in an error rather than deliver more than `most` bytes."""
+
+    file: IO[bytes] | gzip.GzipFile
+    most: int
+    stop: Stop
+    shown: str
+
+    def chunks(self, size: int) -> Iterator[bytes]:
+        """The next `size` bytes; EOFError where there are fewer."""
+        while size > 0:
+            self.stop.check()
+            data = self.file.read(min(size, CHUNK))
+            if not data:
+                raise EOFError("it breaks off")
+            self.most -= len(data)
+            if self.most < 0:
+                raise WeightsError(f"{self.shown} unpacks to far more than its own size; pack it without compression")
+            size -= len(data)
+            yield data
+
+    def read(self, size: int) -> bytes:
+        if size > NOTE:
+            raise EOFError(f"a header of {size} bytes")
+        return b"".join(self.chunks(size))
+
+
+def _unpack_tar(payload: Path, target: Target) -> None:
+    with payload.open("rb") as file:
+        _walk(Counted(file, payload.stat().st_size, target.stop, target.shown), target)
+
+
+def _unpack_gzip(payload: Path, target: Target) -> None:
+    # Limits are on what is decompressed, so members that nobody wants count as well
+    most = min(max(SLACK, RATIO * payload.stat().st_size), target.limit + SLACK)
+    with gzip.open(payload) as file:
+        _walk(Counted(file, most, target.stop, target.shown), target)
+
+
+def _walk(stream: Counted, target: Target) -> None:
+    for name, size in _members(stream, target):
+        path = wanted(name, target.shown)
+        chunks = stream.chunks(size)
+        if path is None:
+            for _ in chunks:
+                pass
+        else:
+            target.write(path, size, chunks)
+        stream.read(-size % BLOCK)
+
+
+def _members(stream: Counted, target: Target) -> Iterator[tuple[str, int]]:
+    """(name, size) of each regular file, with the stream at its data, which the caller consumes with its padding.
+
+    `tarfile` itself would read header extensions and maps of sparse files into memory, as long as they claim to be.
+    """
+    fields: dict[str, str] = {}
+    while any(block := stream.read(BLOCK)):
+        target.counted()
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "replace")
+        if info.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+            note = stream.read(_whole(info.size))
+            stream.read(-info.size % BLOCK)
+            long = info.type == tarfile.GNUTYPE_LONGNAME
+            fields |= {"path": note.rstrip(b"\0").decode("utf-8", "replace")} if long else _pax(note)
+            continue
+        if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not any(key.startswith("GNU.sparse") for key in fields):
+            yield fields.get("path", info.name), _whole(fields.get("size", info.size))
+        elif info.type not in (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE):
+            size = _whole(fields.get("size", info.size))
+            for _ in stream.chunks(size + -size % BLOCK):
+                pass
+        fields = {}
+
+
+def _whole(size: str | int) -> int:
+    try:
+        size = int(size)
+    except ValueError:
+        size = -1
+    if size < 0:
+        raise tarfile.ReadError("a size that is no number")
+    return size
+
+
+def _pax(note: bytes) -> dict[str, str]:
+    """The fields of a POSIX header extension: lines of "LENGTH KEY=VALUE"."""
+    fields = {}
+    while note:
+        length, space, _ = note.partition(b" ")
+        if not space or not length.isdigit() or not len(length) + 2 < int(length) <= len(note):
+            raise tarfile.ReadError("a header extension that makes no sense")
+        key, _, value = note[len(length) + 1 : int(length) - 1].decode("utf-8", "replace").partition("=")
+        fields[key] = value
+        note = note[int(length) :]
+    return fields
+
+
+def _unpack_zip(payload: Path, target: Target) -> None:
+    if _directory_size(payload) > NOTE:  # zipfile reads it whole
+        raise WeightsError(f"{target.shown} has more than {MEMBERS} members; pack only the weights")
+    with zipfile.ZipFile(payload) as archive:
+        if any(PurePosixPath(info.filename).name == "data.pkl" for info in archive.infolist()):
+            raise WeightsError(f"{target.shown} {PICKLE}")
+        packed = payload.stat().st_size
+        for info in archive.infolist():
+            target.counted()
+            mode = info.external_attr >> 16
+            if info.is_dir() or (stat.S_IFMT(mode) and not stat.S_ISREG(mode)):
+                continue
+            if (path := wanted(info.filename, target.shown)) is None:
+                continue
+            if info.flag_bits & 1:
+                raise WeightsError(f"{target.shown} is locked with a password; pack it again without one")
+            if target.total + info.file_size > max(SLACK, RATIO * packed):
+                raise WeightsError(f"{target.shown} unpacks to far more than its own size; pack it without compression")
+            with archive.open(info) as file:
+                target.write(path, info.file_size, reading(file))
+
+
+def reading(file: IO[bytes]) -> Iterator[bytes]:
+    while data := file.read(CHUNK):
+        yield data
+
+
+def _directory_size(payload: Path) -> int:
+    """Bytes of a zip's directory, as its end states them (APPNOTE 4.3.16, and 4.3.14 beyond 4 GB)."""
+    with payload.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(-min(size, 22 + 0xFFFF), os.SEEK_END)
+        tail = file.read()
+        at = tail.rfind(b"PK\5\6")
+        if at < 0:
+            raise zipfile.BadZipFile("it breaks off")
+        (stated,) = struct.unpack_from("<L", tail, at + 12)
+        if stated == 0xFFFFFFFF and tail[at - 20 : at].startswith(b"PK\6\7"):
+            file.seek(min(size, struct.unpack_from("<Q", tail, at - 12)[0]))
+            (stated,) = struct.unpack_from("<Q", file.read(56), 40)
+    return int(stated)
+
+
+_UNPACKERS: dict[str, Callable[[Path, Target], None]] = {"tar": _unpack_tar, "gzip": _unpack_gzip, "zip": _unpack_zip}
