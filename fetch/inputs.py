@@ -49,7 +49,7 @@ def _validating(accept: Callable[[Any], pathlib.Path]) -> Callable[[Any], pathli
         start = value.lstrip()[:5].lower() if isinstance(value, str) else ""
         try:
             if start == "data:":
-                _check_data(value)
+                check_data(value)
             return accept(value)
         except (ValueError, OSError) as error:
             if start == "data:":  # what it holds stays unsaid: it may be a hundred megabytes
@@ -59,7 +59,7 @@ def _validating(accept: Callable[[Any], pathlib.Path]) -> Callable[[Any], pathli
     return validate
 
 
-def _check_data(url: str) -> None:
+def check_data(url: str) -> None:
     """ValueError for what Python's reader of data: URLs would skip over; line breaks are usual and stay allowed."""
     head, comma, body = url.partition(",")
     if not comma:

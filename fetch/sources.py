@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, quote, unquote, unquote_to_bytes
 
 from errors import WeightsError
 from fetch.answers import Item, shown
-from fetch.inputs import _check_data
+from fetch.inputs import check_data
 
 ACCEPTED = (
     "send an http(s) URL of a .safetensors file or a tar, owner/model (Replicate), owner/repo or owner/repo/FILE "
@@ -158,7 +158,7 @@ def _cut(source: str) -> str:
 def _data(source: str) -> bytes:
     """What a data: URL (RFC 2397) holds."""
     try:
-        _check_data(source)
+        check_data(source)
     except ValueError as error:
         raise WeightsError(f"{described(source)} is no valid data: URL; send data:;base64,...") from error
     head, _, body = source.partition(",")
