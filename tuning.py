@@ -100,6 +100,7 @@ class FineTunes:
         self._slot = Slot(models.parts, models.text.clear)
         self._workers = Workers(THREADS, "fetch")
         self._recent: OrderedDict[tuple[str, str], FineTune] = OrderedDict()
+        weights.fine_tune_store().sweep()
         self._boot: Used | None = None
         if boot:
             wish = Wish(boot, BOOT_SCALE, main=True)

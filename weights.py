@@ -85,15 +85,10 @@ def fine_tune(
 
     WeightsError says what is wrong. No token is taken from the environment.
     """
-    store = Store(
-        cache_root() / "finetunes",
-        limit=_bytes("SDXL_FINETUNE_CACHE_GB", 20),
-        floor=_bytes("SDXL_DISK_FLOOR_GB", 1),
-    )
     with ExitStack() as held:
         entry, found = obtain(
             source,
-            store=store,
+            store=fine_tune_store(),
             limit=_bytes("SDXL_FINETUNE_LIMIT_GB", 12),
             tokens=tokens,
             first=first,
@@ -104,6 +99,15 @@ def fine_tune(
             held=held,
         )
         yield TunedFiles(entry.key, entry.folder, found.name, found.shown)
+
+
+def fine_tune_store() -> Store:
+    """Where fine-tunes are kept between requests and restarts."""
+    return Store(
+        cache_root() / "finetunes",
+        limit=_bytes("SDXL_FINETUNE_CACHE_GB", 20),
+        floor=_bytes("SDXL_DISK_FLOOR_GB", 1),
+    )
 
 
 def _bytes(variable: str, default: float) -> int:

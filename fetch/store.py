@@ -85,12 +85,22 @@ class Store:
             with lock, self.alone():
                 shutil.rmtree(folder, ignore_errors=True)
 
+    def sweep(self) -> None:
+        """Remove what processes that are gone were fetching."""
+        if self.root.is_dir():
+            with self.alone():
+                self._sweep()
+
+    def _sweep(self) -> None:
+        incoming = self.root / "incoming"
+        for each in incoming.iterdir() if incoming.is_dir() else ():
+            with ExitStack() as dead:
+                if _lock_idle(each / "lock", dead):
+                    shutil.rmtree(each, ignore_errors=True)
+
     def _opened(self, folder: Path) -> IO[str] | None:
         with self.alone():
-            for each in folder.parent.iterdir() if folder.parent.is_dir() else ():
-                with ExitStack() as dead:
-                    if _lock_idle(each / "lock", dead):
-                        shutil.rmtree(each, ignore_errors=True)
+            self._sweep()
             if folder.exists():
                 return None
             try:

@@ -27,8 +27,8 @@ PROMPTS = [
 ]
 
 
-def learned(pooled_at: PooledAt = "token", **triggers: list[int]) -> LearnedTokens:
-    return LearnedTokens("key", ROWS, triggers or NAMES, pooled_at)
+def learned(pooled_at: PooledAt = "token", triggers: dict[str, list[int]] = NAMES) -> LearnedTokens:
+    return LearnedTokens("key", ROWS, triggers, pooled_at)
 
 
 def with_added_tokens(text: TextEncoders) -> TextEncoders:
@@ -38,7 +38,8 @@ def with_added_tokens(text: TextEncoders) -> TextEncoders:
     for tokenizer, encoder, rows in zip(tokenizers, encoders, ROWS, strict=True):
         tokenizer.add_tokens(["<s0>", "<s1>"])
         table = encoder.get_input_embeddings()
-        grown = torch.nn.Embedding.from_pretrained(torch.cat([table.weight, rows]))
+        grown: Any = torch.nn.Embedding(len(table.weight) + 2, rows.shape[1])
+        grown.weight = torch.nn.Parameter(torch.cat([table.weight, rows]), requires_grad=False)
         encoder.set_input_embeddings(grown)
     return TextEncoders(tokenizers[0], encoders[0], tokenizers[1], encoders[1])
 
@@ -88,7 +89,7 @@ def test_only_whole_words_are_replaced(parts: list[tuple[str, str]]) -> None:
 
 
 def test_a_trigger_may_be_any_text() -> None:
-    odd = learned(**{"my (cat)+": [0], "my": [1], "<cat-toy>": [0, 1]})
+    odd = learned(triggers={"my (cat)+": [0], "my": [1], "<cat-toy>": [0, 1]})
     assert list(odd.pieces("my (cat)+ and my<cat-toy>")) == ["", [0], " and ", [1], "", [0, 1], ""]
     assert odd.named_in(None, "nothing", "MY")
     assert not odd.named_in("mystery")
