@@ -18,6 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 WAITS = {"_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "unique_dim"}
 FETCHES = {"cpu", "numpy", "tolist", "__array__"}
+NO_WORK = {"_local_scalar_dense", "is_nonzero", "_unsafe_view"}  # the last is a view that does not call itself one
 
 
 class Book:
@@ -59,7 +60,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func.overloadpacket.__name__
         if name in WAITS or _index_waits(book, name, args):
             book.syncs += 1
-        if name not in {"_local_scalar_dense", "is_nonzero"} and not func.is_view:
+        if name not in NO_WORK and not func.is_view:
             book.ops += 1
         book.mark(result)
         return result

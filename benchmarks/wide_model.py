@@ -31,26 +31,36 @@ MAKERS: dict[str, Callable[[dict[str, Any]], Any]] = {
 def write(folder: Path, divisor: int) -> int:
     """A model with base and refiner whose widths are SDXL's over `divisor`; its number of parameters."""
     logging.disable_progress_bar()
-    block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).half() * 0.02
     total = 0
     for source in (weights.CONFIGS / "base", weights.CONFIGS / "refiner"):
         target = folder / source.name
         shutil.copytree(source, target)
         for part, make in MAKERS.items():
             if (source / part).is_dir():
-                total += _write_part(target / part, make, divisor, block)
+                total += _write_part(target / part, make, divisor)
     shutil.copytree(folder / "base" / "tokenizer_2", folder / "refiner" / "tokenizer_2", dirs_exist_ok=True)
     return total
 
 
-def _write_part(folder: Path, make: Callable[[dict[str, Any]], Any], divisor: int, block: torch.Tensor) -> int:
-    config = _narrow(json.loads((folder / "config.json").read_text()), divisor)
+def unet(divisor: int, dtype: torch.dtype) -> Any:
+    """The base's UNet, in memory."""
+    config = json.loads((weights.CONFIGS / "base" / "unet" / "config.json").read_text())
+    return _made(MAKERS["unet"], _narrow(config, divisor), dtype).requires_grad_(False).eval()
+
+
+def _write_part(folder: Path, make: Callable[[dict[str, Any]], Any], divisor: int) -> int:
+    module = _made(make, _narrow(json.loads((folder / "config.json").read_text()), divisor), torch.float16)
+    module.save_pretrained(folder)
+    return sum(value.numel() for value in module.state_dict().values())
+
+
+def _made(make: Callable[[dict[str, Any]], Any], config: dict[str, Any], dtype: torch.dtype) -> Any:
+    block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).to(dtype) * 0.02
     with torch.device("meta"):
         module = make(config)
     state = {name: _filled(value.shape, block) for name, value in module.state_dict().items()}
     module.load_state_dict(state, assign=True)
-    module.save_pretrained(folder)
-    return sum(value.numel() for value in state.values())
+    return module
 
 
 def _filled(shape: torch.Size, block: torch.Tensor) -> torch.Tensor:

@@ -58,6 +58,20 @@ def test_files_hold_the_pixels_of_the_reference() -> None:
     assert rows["largest difference"].b <= 1
 
 
+def test_a_lora_costs_nothing_per_step_and_little_to_change() -> None:
+    rows = measured("finetunes")
+    name = "device operations per UNet call"
+    bare = rows[f"{name}, no LoRA"].b
+    for what, count in (("a LoRA", 1), ("three LoRAs", 3), ("a LoRA and its tokens in the prompt, miniature", 1)):
+        row = rows[f"{name}, {what}"]
+        assert row.b == bare
+        assert row.a == bare + count * 4 * 80, "two products, a scaling and a sum in each of 80 layers"
+    traffic = rows["swap, memory traffic over reading and writing the weights once"].b
+    assert 1 < traffic < 1.1
+    assert rows["text encoders, forward passes, the same prompt with LoRA 1, 2, 1"].b == 0
+    assert rows["memory, factors of a LoRA"].ratio == 1
+
+
 @pytest.mark.parametrize("group", ["loop", "pictures"])
 def test_times_are_taken(group: str) -> None:
     assert all(row.b > 0 for row in measured(group).values())

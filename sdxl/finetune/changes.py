@@ -193,8 +193,8 @@ Terms = Sequence[tuple[Change, float]]
 def fold(weight: Tensor, pristine: Tensor, terms: Terms) -> None:
     """Write the pristine weight with all changes, each at its scale, into `weight`, rounded once.
 
-    Only low rank, the usual case, is one matrix product that reads the pristine weight and writes the new one; a GPU
-    accumulates it in float32.
+    Only low rank, the usual case, is one matrix product on top of the pristine weight (inside of which ATen copies
+    that first); a GPU accumulates it in float32.
     """
     pristine = pristine.to(weight.device, non_blocking=True)
     low = [(change, scale) for change, scale in terms if isinstance(change, LowRank)]

@@ -303,5 +303,6 @@ def _require_fit(name: str, change: Change, parameter: Tensor | None) -> None:
 
 
 def _require_finite(name: str, tensor: Tensor) -> None:
-    if not bool(torch.isfinite(tensor.float()).all()):
+    values = tensor if tensor.dtype in (torch.float32, torch.float16, torch.bfloat16) else tensor.float()
+    if values.numel() and not all(map(math.isfinite, map(float, torch.aminmax(values)))):
         raise WeightsError(f"{name!r} holds values that are no numbers (NaN or infinite); the training failed.")
