@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,3 +32,14 @@ def models() -> Any:
 
     placement = Placement(torch.device("cpu"), "resident")
     return load_models(weights.resolve("miniature"), placement, torch.float32)
+
+
+@pytest.fixture(scope="session")
+def fresh() -> list[str]:
+    """What the probes of test_state.py give in a process that has done nothing else."""
+    code = "import json\nfrom tests.test_state import started, digests\nprint(json.dumps(digests(started())))"
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    found: list[str] = json.loads(run.stdout.splitlines()[-1])
+    return found

@@ -1,11 +1,6 @@
 """Fine-tunes through the predictor: what a request names is in its pictures, and nowhere else."""
 
-import ctypes
-import json
 import random
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,11 +19,10 @@ from predict import Predictor
 from sdxl.finetune import changes
 from sdxl.output import read_parameters
 from tests import tunes
-from tests.conftest import ROOT
 from tests.file_server import FileServer, file_server, stall
 from tests.painting import difference
 from tests.predicting import predict, show
-from tests.test_state import digests, started
+from tests.test_state import cancelled, digests, started
 
 FREE: dict[str, Any] = {"seed": 5, "disable_safety_checker": True, "output_format": "png", "embed_parameters": False}
 
@@ -78,17 +72,6 @@ def files(environment: Path, predictor: Predictor, served: FileServer) -> dict[s
         "bad url": f"{served.url}/bad.safetensors",
         "none": f"{served.url}/none.safetensors",
     }
-
-
-@pytest.fixture(scope="module")
-def fresh() -> list[str]:
-    """What the probes of test_state give in a process that has done nothing else."""
-    code = "import json\nfrom tests.test_state import started, digests\nprint(json.dumps(digests(started())))"
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    found: list[str] = json.loads(run.stdout.splitlines()[-1])
-    return found
 
 
 def drawn(predictor: Predictor, **asked: Any) -> Image.Image:
@@ -256,30 +239,6 @@ def test_prompts_are_encoded_anew_only_when_a_text_encoder_changed(predictor: Pr
     handle.remove()
 
 
-def cancelled(predictor: Predictor, delay: float, asked: dict[str, Any]) -> bool:
-    """Cancel a prediction as coglet does, from another thread, after `delay` seconds; whether it was in time."""
-    outcome: list[bool] = []
-
-    def run() -> None:
-        try:
-            predict(predictor, **FREE | asked)
-        except CancelationException:
-            outcome.append(True)
-        except SDXLError:
-            outcome.append(False)
-        else:
-            outcome.append(False)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    time.sleep(delay)
-    assert thread.ident is not None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(CancelationException))
-    thread.join(60)
-    assert not thread.is_alive(), "the worker hangs"
-    return outcome == [True]
-
-
 def stored(environment: Path) -> set[Path]:
     return {path for path in (environment / "cache").rglob("*") if path.is_file() and path.name not in ("lock",)}
 
@@ -291,7 +250,7 @@ def test_a_cancelled_download_ends_at_once_and_leaves_nothing(
     served.always["/slow.safetensors"] = stall
     before = stored(environment)
     begun = time.monotonic()
-    assert cancelled(predictor, 0.5, {"lora_weights": [f"{served.url}/slow.safetensors"]})
+    assert cancelled(predictor, 0.5, FREE | {"lora_weights": [f"{served.url}/slow.safetensors"]})[0]
     assert time.monotonic() - begun < 15  # the server itself would stall for 20 s
     end = time.monotonic() + 10
     while stored(environment) != before and time.monotonic() < end:
@@ -309,7 +268,7 @@ def test_cancels_at_any_moment_leave_no_trace(predictor: Predictor, files: dict[
         {"lora_weights": [files["lora"], files["texts"]]},
         {"num_inference_steps": 1},
     ]
-    caught = sum(cancelled(predictor, order.uniform(0.0, 0.15), kinds[turn % 3]) for turn in range(45))
+    caught = sum(cancelled(predictor, order.uniform(0.0, 0.15), FREE | kinds[turn % 3])[0] for turn in range(45))
     assert caught > 10
     assert digests(predictor) == fresh
 
