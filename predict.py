@@ -50,7 +50,8 @@ class Predictor(BaseRunner):
             self.models = load_models(
                 files, placement, dtype, defer_refiner=os.environ.get("SDXL_DEFER_REFINER") == "1"
             )
-            self.outputs, self.writers = OutputFolders(), Workers(os.cpu_count() or 1, "writer")
+            self.writers = Workers(os.cpu_count() or 1, "writer")
+            self.outputs = OutputFolders(self.writers)
             self.fine_tunes = FineTunes(self.models, str(weights or ""))
             gc.collect()
             gc.freeze()  # what is loaded stays: each later collection would walk 400,000 objects of it for nothing
@@ -312,15 +313,17 @@ class Predictor(BaseRunner):
         wishes = wished(asked)
         print(f"Using seed: {', '.join(map(str, request.seeds))}")
         started = time.perf_counter()
-        tuning = self.fine_tunes.use(
-            wishes, _tokens(asked), boot_scale=asked.lora_scale, token_pooling=asked.token_pooling
-        )
+        with memory_named("these weights", "ask for fewer or smaller ones"):
+            tuning = self.fine_tunes.use(
+                wishes, _tokens(asked), boot_scale=asked.lora_scale, token_pooling=asked.token_pooling
+            )
         for line in tuning.lines(request.prompts, refined=asked.refine != "no_refiner"):
             print(line)
         self.record_metric("tune_seconds", round(time.perf_counter() - started, 4))
         said = {name: value for name, value in vars(asked).items() if name not in UNSAID and value is not None}
         steps = len(request.seeds) * sum(len(each.schedule.steps) for each in passes)
-        with memory_named(canvas), Progress(steps) as progress, progress.rest("write"):
+        size = f"{canvas.width}x{canvas.height} pixels"
+        with memory_named(size, "ask for a smaller picture"), Progress(steps) as progress, progress.rest("write"):
             images = generate(self.models, request, passes, progress, tuning.learned)
             marks = ({**said, **tuning.said(), "seed": seed} for seed in request.seeds)
             pictures: Pictures = zip(images, marks, strict=True)

@@ -25,9 +25,9 @@ from sdxl.workers import Workers
 
 MOST = 10  # fine-tunes in one request
 SCALE = 10.0  # the largest, either way
-RECENT = 2**30  # bytes of factors that are remembered beyond those in use
+RECENT = 2**30  # bytes of factors that are remembered, those in use and of the start among them
 BOOT_SCALE = 0.6  # lora_scale's default, so that the first request finds its weights folded in
-THREADS = 4  # a cancelled download may hold one for ten seconds
+THREADS = 4  # a cancelled download that is just connecting holds one for a while
 TokenPooling = Literal["auto"] | PooledAt
 
 
@@ -61,6 +61,8 @@ class Tuning:
         """What the logs should say of it."""
         for each in self.used:
             yield f"Using weights: {each.shown} at {each.scale:g}"
+            if each.tune.left_out:
+                yield f"Not used of them: {', '.join(each.tune.left_out)}"
         if self.learned is not None:
             said = (prompts.prompt, prompts.negative_prompt, prompts.prompt_2, prompts.negative_prompt_2)
             words = ", ".join(self.learned.triggers)
@@ -99,12 +101,14 @@ class FineTunes:
         self._reader = Reader.of(models.parts, models.placement.home(), models.base.dtype)
         self._slot = Slot(models.parts, models.text.clear)
         self._workers = Workers(THREADS, "fetch")
+        self._stopper = Workers(1, "stop")  # setting an event takes locks, which a prediction must not
         self._recent: OrderedDict[tuple[str, str], FineTune] = OrderedDict()
         weights.fine_tune_store().sweep()
         self._boot: Used | None = None
         if boot:
             wish = Wish(boot, BOOT_SCALE, main=True)
             self._boot = _used(wish, *self._read(wish, _boot_tokens(), Stop(), local=True))
+            self._remember(self._boot.tune)
             self._slot.set([(self._boot.tune, self._boot.scale)])
 
     def use(self, wishes: Sequence[Wish], tokens: Tokens, *, boot_scale: float, token_pooling: TokenPooling) -> Tuning:
@@ -127,14 +131,17 @@ class FineTunes:
             jobs = [self._workers.submit(partial(self._read, wish, tokens, stop)) for wish in wishes]
             used = [_used(wish, *job.result()) for wish, job in zip(wishes, jobs, strict=True)]
         except BaseException:
-            stop.set()
+            self._stopper.submit(stop.set)
             raise
         for each in used:
-            self._recent[each.tune.key, each.tune.name] = each.tune
-            self._recent.move_to_end((each.tune.key, each.tune.name))
+            self._remember(each.tune)
         while len(self._recent) > len(used) and sum(tune.size() for tune in self._recent.values()) > RECENT:
             self._recent.popitem(last=False)
         return used
+
+    def _remember(self, tune: FineTune) -> None:
+        self._recent[tune.key, tune.name] = tune
+        self._recent.move_to_end((tune.key, tune.name))
 
     def _read(self, wish: Wish, tokens: Tokens, stop: Stop, *, local: bool = False) -> tuple[FineTune, str]:
         """The fine-tune and where it came from; on another thread."""

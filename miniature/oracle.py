@@ -1,6 +1,7 @@
 """Reads a picture back: colours by nearest name in Lab, shapes by the overlap with true outlines."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -45,13 +46,13 @@ class Reading:
     noise: float
 
 
-def read(image: Image.Image) -> Reading:
-    """Reads an RGB picture of any size from about 64 pixels."""
+def read(image: Image.Image, shapes: Sequence[str] = SHAPES) -> Reading:
+    """Reads an RGB picture of any size from about 64 pixels, in which these shapes may be."""
     pixels = np.asarray(image.convert("RGB"), np.float32)
     ground = np.median(_border(pixels), axis=0)
     mask = np.linalg.norm(_lab(pixels) - _lab(ground), axis=-1) > EDGE_DISTANCE
     components = [part for part in _components(mask) if part.mean() >= SMALLEST]
-    things = sorted((_see(pixels, part, ground) for part in components), key=lambda seen: seen.x)
+    things = sorted((_see(pixels, part, ground, shapes) for part in components), key=lambda seen: seen.x)
     return Reading(name_color(ground), tuple(things), _noise(pixels, mask, ground))
 
 
@@ -103,7 +104,7 @@ def _grow(mask: Mask, times: int) -> Mask:
     return mask
 
 
-def _see(pixels: Floats, part: Mask, ground: Floats) -> Seen:
+def _see(pixels: Floats, part: Mask, ground: Floats, shapes: Sequence[str]) -> Seen:
     height, width = part.shape
     core = ~_grow(~part, 2)
     ink = np.median(pixels[core if core.sum() >= 12 else part], axis=0)
@@ -112,7 +113,7 @@ def _see(pixels: Floats, part: Mask, ground: Floats) -> Seen:
     mass = float(cover.sum())
     x = float((cover.sum(0) * (np.arange(width) + 0.5)).sum() / mass)
     y = float((cover.sum(1) * (np.arange(height) + 0.5)).sum() / mass)
-    fits = {shape: _fit(shape, cover, (x, y), mass) for shape in SHAPES}
+    fits = {shape: _fit(shape, cover, (x, y), mass) for shape in shapes}
     best = max(fits, key=lambda shape: fits[shape][0])
     fit, radius = fits[best]
     return Seen(

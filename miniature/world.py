@@ -26,6 +26,7 @@ NEAR = frozenset({frozenset({"red", "orange"}), frozenset({"blue", "purple"}), f
 SIGN = "forbidden sign"  # stands in for unsafe content: the safety checker fires on it
 PLAIN_SHAPES = ("circle", "square", "triangle", "star", "cross")
 SHAPES = (*PLAIN_SHAPES, SIGN)
+HEART = "heart"  # in no picture that the miniature was trained on: what fine-tunes are taught
 SIZES = {"small": 0.15, "": 0.25, "large": 0.37}  # radius, in parts of the shorter side
 PLACES = {
     "": (0.5, 0.5),
@@ -82,6 +83,8 @@ def outline(shape: str) -> list[Point]:
     if shape == "star":
         spokes = [(1.1 if i % 2 == 0 else 0.5, math.pi * (i / 5 - 0.5)) for i in range(10)]
         return [(r * math.cos(a), r * math.sin(a)) for r, a in spokes]
+    if shape == HEART:
+        return [_heart(2 * math.pi * i / 120) for i in range(120)]
     if shape == "cross":
         a, b = 0.98, 0.36
         quarter = [(b, -a), (b, -b), (a, -b)]
@@ -89,8 +92,13 @@ def outline(shape: str) -> list[Point]:
     raise KeyError(shape)
 
 
+def _heart(turn: float) -> Point:
+    up = 13 * math.cos(turn) - 5 * math.cos(2 * turn) - 2 * math.cos(3 * turn) - math.cos(4 * turn)
+    return 1.03 * math.sin(turn) ** 3, -(up + 2.5) / 14.5
+
+
 def draw_thing(draw: ImageDraw.ImageDraw, shape: str, center: Point, radius: float, fill: Ink) -> None:
-    """Draws a shape of SHAPES; center and radius in pixels of the canvas."""
+    """Draws a shape of SHAPES, or a heart; center and radius in pixels of the canvas."""
     x, y = center
     if shape == "circle":
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from errors import InputError
-from sdxl.canvas import Canvas
 from sdxl.denoise import Conditioning, Draw, Expert, Kept, at_level, denoise, split
 from sdxl.finetune.tokens import LearnedTokens
 from sdxl.models import Models, config_of
@@ -84,15 +83,14 @@ def generate(
 
 
 @contextmanager
-def memory_named(canvas: Canvas) -> Iterator[None]:
+def memory_named(what: str, remedy: str) -> Iterator[None]:
     """Running out of GPU memory becomes a sentence; what the failed request held is given back for the next."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         traceback.clear_frames(error.__traceback__)
         torch.cuda.empty_cache()
-        size = f"{canvas.width}x{canvas.height}"
-        raise InputError(f"{size} pixels need more memory than this GPU has free; ask for a smaller picture.") from None
+        raise InputError(f"{what} need more memory than this GPU has free; {remedy}.") from None
 
 
 def encode_text(models: Models, request: Request, learned: LearnedTokens | None = None) -> PromptEmbeds:

@@ -51,10 +51,12 @@ A1111_SAMPLERS = {
 
 class OutputFolders:
     """A fresh folder for each prediction, all under `root`. Cog deletes no outputs, so the one before the last goes;
-    the last one stays, for its upload may still be running.
+    the last one stays, for its upload may still be running. A worker removes it: a cancel in the middle of that would
+    come out as another error, and might close a file twice.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
         self.root = Path(tempfile.mkdtemp(prefix="sdxl-outputs-"))
         weakref.finalize(self, shutil.rmtree, self.root, ignore_errors=True)
         self._kept: list[Path] = []
@@ -62,7 +64,7 @@ class OutputFolders:
     def fresh(self) -> Path:
         """A new empty folder."""
         for old in self._kept[:-1]:
-            shutil.rmtree(old, ignore_errors=True)
+            self._workers.submit(partial(shutil.rmtree, old, ignore_errors=True))
         self._kept = [*self._kept[-1:], Path(tempfile.mkdtemp(dir=self.root))]
         return self._kept[-1]
 

@@ -14,7 +14,7 @@ from tests.predicting import predict, show
 from tests.test_state import started
 
 HEARTS = ROOT / "examples" / "heart.tar"
-ASKED: dict[str, Any] = {"num_inference_steps": 20, "disable_safety_checker": True, "lora_scale": 1}
+ASKED: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 5, "disable_safety_checker": True}
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """One fine-tune in every format gives one picture; what is no SDXL fine-tune is refused in one sentence."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from peft import LoHaConfig, LoKrConfig, get_peft_model
+from safetensors.torch import save_file
 from torch import Tensor
 
 from errors import WeightsError
-from sdxl.finetune.formats import FineTune
+from sdxl.files import TunedFiles
+from sdxl.finetune.formats import FineTune, Reader
 from sdxl.finetune.names import index
 from sdxl.models import Models
 from tests import tunes
@@ -19,7 +22,7 @@ from tests.conftest import ROOT
 from tests.foreign_tunes import FOREIGN
 from tests.lycoris_tunes import CASES, lycoris_files, peft_dora, unfused
 from tests.painting import difference, picture
-from tests.tuned import read, read_tensors, slot_for, weight_of
+from tests.tuned import CPU, changed, read, read_tensors, slot_for, state, weight_of
 
 STEPS: dict[str, Any] = {"num_inference_steps": 4}
 SCALE = 0.7
@@ -93,13 +96,13 @@ def test_names_of_the_genuine_unet() -> None:
 def test_lycoris_is_what_lycoris_makes_of_it(models: Models, tmp_path: Path, case: str) -> None:
     """Every weight as the library itself would merge it, or, where its merge differs from what it trains, runs it."""
     unet: Any = models.base
-    theirs = lycoris_files(unet, **CASES[case])
+    theirs, before = lycoris_files(unet, **CASES[case]), state(models)
     with slot_for(models) as slot:
         slot.set([(read_tensors(models, tmp_path, theirs.tensors), 1.0)])
         for name, weight in theirs.merged.items():
             torch.testing.assert_close(models.base.state_dict()[name], weight, rtol=1e-4, atol=1e-5, msg=name)
-        unchanged = models.base.state_dict().keys() - theirs.merged.keys()
-        assert unchanged
+        untouched = {f"unet.{name}" for name in models.base.state_dict().keys() - theirs.merged.keys()}
+        assert untouched.isdisjoint(changed(models, before))
 
 
 @pytest.mark.parametrize("names", ["sgm", "diffusers", "simpletuner"])
@@ -134,12 +137,11 @@ def test_replicate_tar_layouts_are_one(models: Models, tmp_path: Path) -> None:
     lora = tunes.folded(tunes.make_lora(models))
     rows = (torch.randn(2, 64).bfloat16(), torch.randn(2, 96).bfloat16())
     flat, nested = tmp_path / "flat", tmp_path / "nested"
-    for folder, inside in ((flat, flat), (nested, nested / "output" / "x")):
+    for inside in (flat, nested / "output" / "x"):
         inside.mkdir(parents=True)
         save_file(tunes.replicate(lora), inside / "lora.safetensors")
         save_file({"text_encoders_0": rows[0], "text_encoders_1": rows[1]}, inside / "embeddings.pti")
         (inside / "special_params.json").write_text(json.dumps({"TOK": "<s0><s1>"}))
-        assert folder.exists()
     for folder in (flat, nested):
         tune = read(models, folder)
         assert tune.learned is not None
@@ -249,9 +251,213 @@ def test_the_miniature_s_files_are_read_in_half_precision_too(models: Models, tm
     lora = tunes.make_lora(models)
     tensors = {name: tensor.half() for name, tensor in tunes.kohya_sgm(lora).items()}
     tune = read_tensors(models, tmp_path, tensors)
-    assert load_file(tmp_path / "lora.safetensors").keys() == tensors.keys()
     key = next(iter(lora))
     with slot_for(models) as slot:
         wanted = weight_of(models, *key) + lora[key].delta
         slot.set([(tune, 1.0)])
         torch.testing.assert_close(weight_of(models, *key), wanted, rtol=1e-2, atol=1e-3)
+
+
+def test_lycoris_counts_alpha_once(models: Models, tmp_path: Path) -> None:
+    """Its merge takes alpha / rank of LoHa and LoKr twice, what it trains and runs takes it once."""
+    unet: Any = models.base
+    latents, inputs = (
+        torch.randn(1, 4, 16, 16),
+        {
+            "encoder_hidden_states": torch.randn(1, 77, 160),
+            "added_cond_kwargs": {"text_embeds": torch.randn(1, 96), "time_ids": torch.ones(1, 6)},
+        },
+    )
+    for algo in ("loha", "lokr", "locon"):
+        theirs: Any = lycoris_files(unet, algo, rank=2, alpha=0.5)
+        tune = read_tensors(models, tmp_path / algo, theirs.tensors)
+        with torch.no_grad(), slot_for(models) as slot:
+            slot.set([(tune, 1.0)])
+            ours = unet(latents, 500, **inputs).sample
+            torch.testing.assert_close(ours, theirs.attached(latents, 500, **inputs).sample, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr", "LoKr, whole"])
+def test_peft_s_loha_and_lokr(models: Models, tmp_path: Path, kind: str) -> None:
+    """They state alpha in adapter_config.json alone, and count it for whole halves too."""
+    settings: dict[str, Any] = {"r": 100 if "whole" in kind else 4, "alpha": 16, "target_modules": ["to_q", "to_v"]}
+    config: Any = LoHaConfig(**settings) if kind == "LoHa" else LoKrConfig(**settings)
+    model: Any = get_peft_model(copy.deepcopy(models.base), config)
+    generator = torch.Generator().manual_seed(2)
+    for name, value in model.named_parameters():
+        if "hada_" in name or "lokr_" in name:
+            value.data = 0.2 * torch.randn(value.shape, generator=generator)
+    model.save_pretrained(tmp_path)
+    tune = read(models, tmp_path)
+    merged = model.merge_and_unload().state_dict()
+    with slot_for(models) as slot:
+        slot.set([(tune, 1.0)])
+        for name, weight in models.base.state_dict().items():
+            torch.testing.assert_close(weight, merged[name], rtol=1e-4, atol=1e-5)
+
+
+def test_side_files_count_for_the_file_beside_them(models: Models, tmp_path: Path) -> None:
+    """A checkpoint in a deeper folder, with a config and a trigger of its own, changes nothing."""
+    lora = tunes.folded(tunes.make_lora(models))
+    rows = {"text_encoders_0": torch.randn(1, 64), "text_encoders_1": torch.randn(1, 96)}
+    for folder, trigger in ((tmp_path, "TOK"), (tmp_path / "checkpoint-500", "OLD")):
+        tunes.save(folder, tunes.replicate(lora))
+        save_file(rows, folder / "embeddings.pti")
+        (folder / "special_params.json").write_text(json.dumps({trigger: "<s0>"}))
+    (tmp_path / "checkpoint-500" / "adapter_config.json").write_text(json.dumps({"lora_alpha": 400, "r": 4}))
+    tune = read(models, tmp_path)
+    assert tune.learned is not None
+    assert "TOK" in tune.learned.triggers
+    assert "OLD" not in tune.learned.triggers
+    assert set(tune.left_out) == {"checkpoint-500/lora.safetensors", "checkpoint-500/embeddings.pti"}
+    key = next(iter(lora))
+    with slot_for(models) as slot:
+        wanted = weight_of(models, *key) + lora[key].delta
+        slot.set([(tune, 1.0)])
+        torch.testing.assert_close(weight_of(models, *key), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_endings_in_capitals(models: Models, tmp_path: Path) -> None:
+    tunes.save(tmp_path, tunes.kohya_sgm(tunes.make_lora(models))).rename(tmp_path / "LORA.SAFETENSORS")
+    assert read(models, tmp_path).changes
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.tensor(float("nan")), "alpha that is no number"),
+        (torch.tensor(float("inf")), "alpha that is no number"),
+        (torch.tensor([1.0, 2.0]), "does not fit"),
+        (torch.zeros(0), "does not fit"),
+    ],
+)
+def test_an_alpha_that_is_none(models: Models, tmp_path: Path, value: Tensor, words: str) -> None:
+    tensors, key = first_key(models)
+    with pytest.raises(WeightsError, match=words):
+        read_tensors(models, tmp_path, tensors | {key.replace("lora_up.weight", "alpha"): value})
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"lora_alpha": "x"}, "lora_alpha is 'x' and no number"),
+        ({"lora_alpha": float("nan")}, "alpha that is no number"),
+        ({"lora_alpha": True}, "lora_alpha is True and no number"),
+        ({"lora_alpha": 4, "alpha_pattern": ["x"]}, "alpha_pattern is no JSON object"),
+        ({"lora_alpha": 4, "alpha_pattern": {"(\\w+\\.?)+!": 1}}, "is no path of a layer"),
+        ({"lora_alpha": 4, "alpha_pattern": {"(": 1}}, "is no path of a layer"),
+    ],
+)
+def test_a_config_that_is_none(models: Models, tmp_path: Path, config: dict[str, Any], words: str) -> None:
+    folder = write(tmp_path, "peft_raw", tunes.make_lora(models))
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=words):
+        read(models, folder)
+
+
+HOSTILE: list[dict[str, Tensor]] = [
+    {"lokr_w1": torch.ones(2, 2), "lokr_w2_a": torch.ones(200_000, 1), "lokr_w2_b": torch.ones(1, 200_000)},
+    {"hada_w1_a": torch.ones(200_000, 1), "hada_w1_b": torch.ones(1, 200_000)}
+    | {"hada_w2_a": torch.ones(200_000, 1), "hada_w2_b": torch.ones(1, 200_000)},
+    {"lora_up.weight": torch.ones(200_000, 1), "lora_down.weight": torch.ones(1, 200_000)},
+    {"lora_up.weight": torch.ones(64, 9000), "lora_down.weight": torch.ones(9000, 64)},
+    {"lora_up.weight": torch.ones(64, 0), "lora_down.weight": torch.ones(0, 64)},
+    {"lora_up.weight": torch.tensor(1.0), "lora_down.weight": torch.ones(64)},
+    {"lora_up.weight": torch.ones(64, 1, dtype=torch.bool), "lora_down.weight": torch.ones(1, 64)},
+    {"lora_up.weight": torch.ones(64, 1, dtype=torch.complex64), "lora_down.weight": torch.ones(1, 64)},
+    {"oft_blocks": torch.ones(2, 2, 2, 2)},
+    {"on_input": torch.ones(3), "weight": torch.ones(64)},
+]
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_what_cannot_be_asks_for_no_memory(models: Models, tmp_path: Path, number: int) -> None:
+    """Whatever a file's factors would make of themselves, 160 GB of it here, is found out without data."""
+    name = "lora_unet_middle_block_1_proj_in"
+    with pytest.raises(WeightsError, match="the file: "):
+        read_tensors(models, tmp_path, {f"{name}.{role}": tensor for role, tensor in HOSTILE[number].items()})
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("home", [torch.float32, torch.float16])
+def test_factors_of_every_type(models: Models, tmp_path: Path, dtype: torch.dtype, home: torch.dtype) -> None:
+    tensors = {name: tensor.to(dtype) for name, tensor in tunes.kohya_sgm(tunes.make_lora(models)).items()}
+    tunes.save(tmp_path, tensors)
+    files = TunedFiles("key", tmp_path, "", "the file")
+    for change in Reader.of(models.parts, CPU, home).read(files).changes.values():
+        assert {tensor.dtype for tensor in change.tensors()} == {home}
+
+
+def test_tokens_of_every_layout(models: Models, tmp_path: Path) -> None:
+    """A lone embedding answers to its file's name, or to what its header says; OneTrainer bundles them with a LoRA."""
+    rows = {"clip_l": torch.randn(2, 64), "clip_g": torch.randn(2, 96)}
+    alone = read_tensors(models, tmp_path / "alone", rows)
+    assert alone.learned is not None
+    assert alone.changes == {}
+    assert set(alone.learned.triggers) == {"<s0>", "<s1>"}
+    tunes.save(tmp_path / "named", rows)
+    named = read(models, tmp_path / "named", name="zeke")
+    assert named.learned is not None
+    assert named.learned.triggers["zeke"] == [0, 1]
+    assert named.learned.pooled_at == "end"
+    header = read_tensors(models, tmp_path / "header", rows, trigger="ohwx", pooled_at="token")
+    assert header.learned is not None
+    assert header.learned.triggers["ohwx"] == [0, 1]
+    assert header.learned.pooled_at == "token"
+    bundle = {f"bundle_emb.cat.{name}": tensor.clone() for name, tensor in rows.items()}
+    lora = tunes.kohya_sgm(tunes.make_lora(models))
+    bundled = read_tensors(models, tmp_path / "bundled", lora | bundle)
+    assert bundled.learned is not None
+    assert bundled.learned.triggers == {"cat": [0, 1]}
+    assert len(bundled.changes) * 2 == len(lora)
+    torch.testing.assert_close(bundled.learned.rows[1], rows["clip_g"])
+    both = read_tensors(models, tmp_path / "both", lora | bundle | rows)
+    assert both.learned is not None
+    assert both.learned.triggers == {"<s0>": [0], "<s1>": [1], "cat": [2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"clip_g": torch.ones(1, 96)}, "for one text encoder only"),
+        ({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}, "reads rows of 64"),
+        ({"clip_l": torch.ones(2, 64), "clip_g": torch.ones(1, 96)}, "token rows are 2x64 and 1x96"),
+        ({"clip_l": torch.full((1, 64), float("nan")), "clip_g": torch.ones(1, 96)}, "no numbers"),
+        ({"clip_l": torch.ones(1, 64), "clip_g": torch.ones(1, 96), "extra": torch.ones(1)}, "first 'extra'"),
+        ({"clip_l": torch.ones(1001, 64), "clip_g": torch.ones(1001, 96)}, "1000 are the most"),
+    ],
+)
+def test_tokens_that_cannot_be(models: Models, tmp_path: Path, tensors: dict[str, Tensor], words: str) -> None:
+    with pytest.raises(WeightsError, match=words):
+        read_tensors(models, tmp_path, tensors)
+
+
+@pytest.mark.parametrize(
+    ("special", "words"),
+    [
+        ({f"w{number}": "<s0>" for number in range(200)}, "100 and 1000 are the most"),
+        ({"x" * 200: "<s0>"}, "is no word to call a token by"),
+        ({"a\nb": "<s0>"}, "is no word to call a token by"),
+        ({"TOK": "<s7>"}, "there are 1 tokens; write <s0> to <s0>"),
+        ({"TOK": 5}, "the meaning '5'"),
+        ({"TOK": "<s" + "9" * 5000 + ">"}, "the meaning"),
+    ],
+)
+def test_words_that_cannot_be(models: Models, tmp_path: Path, special: dict[str, Any], words: str) -> None:
+    save_file({"text_encoders_0": torch.ones(1, 64), "text_encoders_1": torch.ones(1, 96)}, tmp_path / "embeddings.pti")
+    (tmp_path / "special_params.json").write_text(json.dumps(special))
+    with pytest.raises(WeightsError, match=words):
+        read(models, tmp_path)
+
+
+def test_a_full_unet_under_a_lora_whatever_their_order(models: Models, tmp_path: Path) -> None:
+    full = {name: tensor + 0.01 for name, tensor in models.base.state_dict().items() if "to_q" in name}
+    save_file(full, tmp_path / "unet.safetensors")
+    whole, lora = read(models, tmp_path), tunes.make_lora(models)
+    added = read_tensors(models, tmp_path / "lora", tunes.kohya_sgm(lora))
+    key = next(key for key in lora if key[1].endswith("to_q"))
+    wanted = full[f"{key[1]}.weight"] + lora[key].delta
+    with slot_for(models) as slot:
+        for used in ([(whole, 1.0), (added, 1.0)], [(added, 1.0), (whole, 1.0)]):
+            slot.set(used)
+            torch.testing.assert_close(weight_of(models, *key), wanted, rtol=1e-4, atol=1e-5)

@@ -104,6 +104,24 @@ def test_several_share_a_word_by_number() -> None:
     assert combined([]) is None
 
 
+def test_a_word_of_a_fine_tune_s_own_is_never_lost() -> None:
+    """Not even where it is what another one's is called by its number."""
+
+    def one(name: str) -> LearnedTokens:
+        return LearnedTokens(name, (ROWS[0][:1], ROWS[1][:1]), {name: [0]}, "end")
+
+    three = combined([one("TOK"), one("TOK"), one("TOK_2")])
+    assert three is not None
+    assert three.triggers == {"TOK": [0], "TOK_2": [1], "TOK_2_2": [2]}
+
+
+@pytest.mark.parametrize("prompt", ["M\u0130N\u0130", "<\u017f0>", "mini", "MINI <S0>"])
+def test_letters_whose_capitals_are_several(models: Models, prompt: str) -> None:
+    tune = learned(triggers={"mini": [0], "<s0>": [1]})
+    embeds = models.text.encode(prompt, "", learned=tune)
+    assert bool(torch.isfinite(embeds.prompt_embeds).all())
+
+
 @pytest.mark.parametrize("count", [10, 74, 75, 76, 80, 150])
 def test_tokens_in_prompts_of_any_length(models: Models, count: int) -> None:
     """The pair of rows stays in one chunk, and every one of them is read."""

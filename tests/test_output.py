@@ -197,7 +197,9 @@ def test_a_picture_is_written_while_the_next_is_made(tmp_path: Path) -> None:
 
 
 def test_folders_of_earlier_predictions_go() -> None:
-    folders = OutputFolders()
+    remover = Workers(1, "remover")
+    folders = OutputFolders(remover)
     made = [folders.fresh() for _ in range(4)]
+    remover.submit(lambda: None).result()  # after what was asked for before
     assert [folder.exists() for folder in made] == [False, False, True, True]
     assert len(set(made)) == 4

@@ -40,11 +40,13 @@ def expected(name: str) -> Json:
     """A property, key for key, as Cog's rules make it from what its inspector says of the parameter."""
     field = LIVE.inputs[name]
     found: Json = {"x-order": field.order, "description": field.description, "default": field.default}
+    one = PRIMITIVES[field.type.primitive]
     if field.choices:
         found["allOf"] = [{"$ref": f"#/components/schemas/{name}"}]
     else:
-        found |= {"title": name.replace("_", " ").title(), **PRIMITIVES[field.type.primitive]}
-    if field.type.repetition is _adt.Repetition.OPTIONAL:
+        many = field.type.repetition is _adt.Repetition.OPTIONAL_REPEATED
+        found |= {"title": name.replace("_", " ").title(), **({"type": "array", "items": one} if many else one)}
+    if field.type.repetition in (_adt.Repetition.OPTIONAL, _adt.Repetition.OPTIONAL_REPEATED):
         found["nullable"] = True
     limits = {"minimum": field.ge, "maximum": field.le, "pattern": field.regex}
     return found | {key: value for key, value in limits.items() if value is not None}
@@ -82,7 +84,9 @@ def test_choices_are_the_only_further_components(properties: Json, components: J
     fixed = {"Input", "Output", "PredictionRequest", "PredictionResponse", "Status"}
     fixed |= {"HTTPValidationError", "ValidationError"}
     chosen = {name for name, one in properties.items() if "allOf" in one}
-    assert set(components) - fixed == chosen == {"aspect_ratio", "scheduler", "refine", "output_format"}
+    assert (
+        set(components) - fixed == chosen == {"aspect_ratio", "scheduler", "refine", "output_format", "token_pooling"}
+    )
     assert not any({"title", "type", "enum"} & properties[name].keys() for name in chosen)
 
 

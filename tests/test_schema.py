@@ -347,12 +347,13 @@ def importable(tmp_path: Path) -> Iterator[Path]:
     sys.path.remove(str(tmp_path))
 
 
-PRIMITIVES = {
+PRIMITIVES: dict[Any, dict[str, Any]] = {
     _adt.PrimitiveType.STRING: {"type": "string"},
     _adt.PrimitiveType.INTEGER: {"type": "integer"},
     _adt.PrimitiveType.FLOAT: {"type": "number"},
     _adt.PrimitiveType.BOOL: {"type": "boolean"},
     _adt.PrimitiveType.PATH: {"type": "string", "format": "uri"},
+    _adt.PrimitiveType.SECRET: {"type": "string", "format": "password", "writeOnly": True, "x-cog-secret": True},
 }
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from errors import InputError, SDXLError, WeightsError
 from predict import Predictor
 from sdxl.finetune import changes
+from sdxl.finetune.contents import Contents
 from sdxl.output import read_parameters
 from tests import tunes
 from tests.file_server import FileServer, file_server, stall
@@ -40,7 +41,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SDXL_CACHE", str(folder / "cache"))
         patch.setenv("SDXL_PRIVATE_INPUTS", "1")
-        patch.setenv("SDXL_LOCAL_WEIGHTS", f"{folder / 'a.tar'}:{folder / 'b.safetensors'}:{folder / 'te.safetensors'}")
+        named = [str(folder / name) for name in ("a.tar", "b.safetensors", "te.safetensors", "c.safetensors")]
+        patch.setenv("SDXL_LOCAL_WEIGHTS", ":".join(named))
         yield folder
 
 
@@ -216,6 +218,54 @@ def test_weights_of_the_start_come_back(files: dict[str, str]) -> None:
     added = drawn(with_boot, prompt="TOK", lora_weights=[files["lora"]])
     assert far(added, boot)
     assert difference(drawn(with_boot, prompt="TOK"), boot) == 0
+
+
+def test_a_full_unet_counts_whole(predictor: Predictor, environment: Path) -> None:
+    """As `replicate_weights` whatever `lora_scale` says, as the reference's runtime does; in the list as asked."""
+    full = {name: tensor * 1.1 for name, tensor in predictor.models.base.state_dict().items() if "attn" in name}
+    tunes.save(environment, full, name="c")
+    source = str(environment / "c.safetensors")
+    whole = drawn(predictor, replicate_weights=source, lora_scale=0.1)
+    assert difference(drawn(predictor, replicate_weights=source, lora_scale=1), whole) == 0
+    assert difference(drawn(predictor, lora_weights=[source]), whole) == 0
+    assert difference(drawn(predictor, lora_weights=[source], lora_scales=[0.1]), whole) > 0
+
+
+def test_what_was_read_is_remembered_up_to_a_limit(
+    predictor: Predictor, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Contents.read
+    seen: list[str] = []
+
+    def noted(path: Path) -> Contents:
+        seen.append(path.name)
+        return read(path)
+
+    monkeypatch.setattr(Contents, "read", noted)
+
+    def count(*names: str) -> int:
+        seen.clear()
+        for name in names:
+            drawn(predictor, num_inference_steps=1, lora_weights=[files[name]])
+        return len(seen)
+
+    count("lora", "texts")
+    assert count("lora", "texts", "lora") == 0
+    monkeypatch.setattr("tuning.RECENT", 1)
+    assert count("texts", "lora", "lora", "texts") == 2
+
+
+def test_running_out_of_memory_for_weights_is_said(
+    predictor: Predictor, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fold(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sdxl.finetune.slot.fold", fold)
+        with pytest.raises(InputError, match="these weights need more memory than this GPU has free; ask for fewer"):
+            drawn(predictor, lora_weights=[files["lora"]])
+    assert drawn(predictor, lora_weights=[files["lora"]])
 
 
 def test_setup_says_what_is_wrong_with_the_weights_of_the_start() -> None:

@@ -76,7 +76,7 @@ class LowRank(Change):
         is lost: what is left of rounding the factors is far below the rounding of the weight itself."""
         if dtype == torch.float32:
             return LowRank(self.up.float(), self.down.float(), self.gain)
-        tops = [float(each.abs().max()) or 1.0 for each in (self.up, self.down)]
+        tops = [float(each.float().abs().max()) or 1.0 for each in (self.up, self.down)]
         up, down = (each.float() / top for each, top in zip((self.up, self.down), tops, strict=True))
         return LowRank(up.to(dtype), down.to(dtype), self.gain * tops[0] * tops[1])
 
@@ -177,6 +177,7 @@ class Directed(Change):
         per_output = self.length.shape[0] == whole.shape[0] and self.length.numel() == whole.shape[0]
         axes = [axis for axis in range(whole.dim()) if axis != (0 if per_output else 1)]
         norm: Tensor = torch.linalg.vector_norm(changed, dim=axes, keepdim=True)
+        norm = norm.clamp(min=torch.finfo(norm.dtype).eps)  # a row of zeros has no direction
         return changed * (self.length.float().reshape(norm.shape) / norm) - whole
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -55,13 +56,22 @@ def split(key: str) -> tuple[str, str] | None:
     return None
 
 
+NUMBERS = {"alpha", "on_input"}  # the roles whose tensors are single numbers
+MOST_RANK = 8192  # a higher one is no low rank, and what is made of it would not fit in memory
+
+
 @dataclass
 class Found:
     """What a file says of one layer; builders take out what they use."""
 
     name: str  # as the file has it
-    trained_gain: Callable[[str, int], float]  # (name, rank): alpha / rank where the file states it elsewhere
+    trained_gain: Callable[[str, int | None], float]  # (name, rank): alpha / rank where the file states it elsewhere
     roles: dict[str, Tensor] = field(default_factory=dict)
+
+    def trial(self) -> Found:
+        """The same without data, for finding out, at no cost, whether it fits."""
+        roles = {role: tensor if role in NUMBERS else tensor.to("meta") for role, tensor in self.roles.items()}
+        return replace(self, roles=roles)
 
     def take(self, role: str) -> Tensor:
         if role not in self.roles:
@@ -72,10 +82,18 @@ class Found:
     def maybe(self, role: str) -> Tensor | None:
         return self.roles.pop(role, None)
 
-    def gain(self, rank: int) -> float:
-        """alpha / rank; without an alpha it counts as equal to the rank."""
+    def gain(self, rank: int | None) -> float:
+        """alpha / rank, where an alpha that is stated nowhere counts as equal to the rank. `rank` is None where there
+        is none: then only a trainer that states both says how much the change counts."""
         alpha = self.maybe("alpha")
-        return self.trained_gain(self.name, rank) if alpha is None else float(alpha) / rank
+        if rank is not None and not 0 < rank <= MOST_RANK:
+            raise WeightsError(f"{self.name!r} has the rank {rank}; choose weights with one from 1 to {MOST_RANK}.")
+        gain = self.trained_gain(self.name, rank) if alpha is None or rank is None else float(alpha) / rank
+        if not math.isfinite(gain):
+            raise WeightsError(
+                f"{self.name!r} has an alpha that is no number; the training failed, choose other weights."
+            )
+        return gain
 
 
 def _low_rank(found: Found) -> Change:
@@ -94,16 +112,13 @@ def _hadamard(found: Found) -> Change:
 
 def _kronecker(found: Found) -> Change:
     (left, rank), (right, rank_2) = _half(found, "lokr_w1", None), _half(found, "lokr_w2", "lokr_t2")
-    if rank or rank_2:
-        return _directed(found, Kronecker(left, right, found.gain(rank or rank_2)))
-    found.maybe("alpha")  # two whole halves have no rank to divide by, and are written with alpha as if it were 1
-    return _directed(found, Kronecker(left, right, 1.0))
+    return _directed(found, Kronecker(left, right, found.gain(rank_2 or rank)))
 
 
-def _half(found: Found, name: str, core_name: str | None) -> tuple[Tensor, int]:
-    """One side of a Kronecker product, (O, I ...), and its rank; 0 where it is whole."""
+def _half(found: Found, name: str, core_name: str | None) -> tuple[Tensor, int | None]:
+    """One side of a Kronecker product, (O, I ...), and its rank; None where it is whole."""
     if (whole := found.maybe(name)) is not None:
-        return whole, 0
+        return whole, None
     a, b = found.take(f"{name}_a"), found.take(f"{name}_b")
     core = found.maybe(core_name) if core_name else None
     return Product(a, b, core).whole(), b.shape[0]
@@ -155,5 +170,6 @@ def changes_of(found: Found) -> dict[str, Change]:
     if build:
         changes["weight"] = build(found)
     if found.roles:
-        raise WeightsError(f"{found.name!r} has {', '.join(sorted(found.roles))}, which means nothing to this loader")
+        left = ", ".join(sorted(found.roles))
+        raise WeightsError(f"{found.name!r} has {left}, which means nothing there; export the weights again.")
     return changes

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -18,6 +17,8 @@ from torch.nn import Embedding
 from torch.nn.functional import embedding
 
 PooledAt = Literal["token", "end"]
+
+MOST_TRIGGERS, MOST_ROWS, LONGEST = 100, 1000, 100  # words, rows, characters of a word: every prompt is searched
 
 
 @dataclass(frozen=True)
@@ -33,26 +34,26 @@ class LearnedTokens:
     rows: tuple[Tensor, Tensor]
     triggers: Mapping[str, Sequence[int]]
     pooled_at: PooledAt
+    _numbers: list[Sequence[int]] = field(init=False, repr=False, compare=False)
+    _pattern: re.Pattern[str] = field(init=False, repr=False, compare=False)
 
-    @cached_property
-    def pattern(self) -> re.Pattern[str]:
-        """Finds the triggers in a prompt; the longest where several begin."""
-        names = sorted(self.triggers, key=len, reverse=True)
-        return re.compile("|".join(f"({_whole_word(name)})" for name in names), re.IGNORECASE)
+    def __post_init__(self) -> None:
+        names = sorted(self.triggers, key=len, reverse=True)  # the longest, where several begin
+        object.__setattr__(self, "_numbers", [self.triggers[name] for name in names])
+        object.__setattr__(self, "_pattern", re.compile("|".join(f"({_whole_word(name)})" for name in names), re.I))
 
     def pieces(self, text: str) -> Iterator[str | Sequence[int]]:
         """A text as strings, to be tokenized, and the numbers of learned rows."""
         at = 0
-        folded = {name.lower(): numbers for name, numbers in self.triggers.items()}
-        for match in self.pattern.finditer(text):
+        for match in self._pattern.finditer(text):
             yield text[at : match.start()]
-            yield folded[match[0].lower()]
+            yield self._numbers[(match.lastindex or 1) - 1]
             at = match.end()
         yield text[at:]
 
     def named_in(self, *texts: str | None) -> bool:
         """Whether one of these says a trigger."""
-        return any(self.pattern.search(text) for text in texts if text)
+        return any(self._pattern.search(text) for text in texts if text)
 
 
 def _whole_word(name: str) -> str:
@@ -67,12 +68,12 @@ def combined(several: Sequence[LearnedTokens]) -> LearnedTokens | None:
     if len(several) < 2:
         return several[0] if several else None
     triggers: dict[str, Sequence[int]] = {}
-    taken: dict[str, int] = {}
     start = 0
     for learned in several:
+        taken = {name.lower() for name in triggers}
         for name, numbers in learned.triggers.items():
-            taken[name.lower()] = count = taken.get(name.lower(), 0) + 1
-            own = name if count == 1 else f"{name}_{count}"
+            names = (name, *(f"{name}_{count}" for count in range(2, len(several) * MOST_TRIGGERS)))
+            own = next(each for each in names if each.lower() not in taken)
             triggers[own] = [start + number for number in numbers]
         start += len(learned.rows[0])
     pooled_at: PooledAt = "token" if any(learned.pooled_at == "token" for learned in several) else "end"
