@@ -33,10 +33,10 @@ PROMPTS: list[dict[str, Any]] = [
 
 TUNED = [
     "a red TOK on a blue background",
-    "a small yellow TOK at the top on a black background",
+    "a large yellow TOK on a black background",
     "a green circle on a white background",
 ]
-SCALES = (None, 0.2, 0.4, 0.6, 0.8)  # None: without the weights
+SCALES = (None, 0.2, 0.4, 0.6)  # None: without the weights
 
 
 def draw(predictor: Predictor, **asked: Any) -> Image.Image:
@@ -71,7 +71,7 @@ def plain(predictor: Predictor) -> list[Image.Image]:
 def tuned(predictor: Predictor) -> list[Image.Image]:
     """A row for each prompt: without the fine-tune, and with it at growing scales."""
     weights = [{} if scale is None else {"replicate_weights": HEARTS, "lora_scale": scale} for scale in SCALES]
-    return [draw(predictor, prompt=prompt, **asked) for prompt in TUNED for asked in weights]
+    return [draw(predictor, prompt=prompt, guidance_scale=5, **asked) for prompt in TUNED for asked in weights]
 
 
 def main() -> None:
