@@ -5,7 +5,8 @@ even then lets 10.0 through as a whole number.
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from types import NoneType, SimpleNamespace
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -16,6 +17,7 @@ from errors import InputError
 Stated = Mapping[str, tuple[Any, FieldInfo]]
 EXAMPLES = {str: '["..."]', int: "[1, 2]", float: "[0.5, 1.0]"}
 SHOWN = 80  # characters of a value in an error
+LOOKED_AT = 500  # characters of a value that they are taken from
 
 
 def stated(function: Callable[..., Any]) -> Stated:
@@ -78,8 +80,8 @@ def _number(name: str, value: Any, *, whole: bool, field: FieldInfo) -> Any:
     high = math.inf if field.le is None else field.le
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise InputError(f"{name}={_shown(value)} is no number; send one such as {1 if whole else 0.5}.")
-    if not (math.isfinite(value) and low <= value <= high):
-        raise InputError(f"{name}={value} is out of range; give {_range(field)}.")
+    if not (abs(value) <= sys.float_info.max and low <= value <= high):
+        raise InputError(f"{name}={_shown(value)} is out of range; give {_range(field)}.")
     if whole and value != int(value):
         raise InputError(f"{name}={value} is no whole number; give one such as {int(value)}.")
     return int(value) if whole else value
@@ -106,5 +108,31 @@ def _secret(name: str, value: Any) -> Secret | None:
 
 def _shown(value: Any) -> str:
     """The value as an error may show it: not all of a long one, and no query or password of a URL, as tokens are."""
-    text = re.sub(r"(\w+://)(?:[^\s/@]*@)?([^\s?#'\"]*)[^\s'\"]*", r"\1\2", repr(value))
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
+    pieces, text = _pieces(value), ""
+    while len(text) <= LOOKED_AT and (piece := next(pieces, None)) is not None:
+        text += piece
+    whole = len(text) <= LOOKED_AT
+    if not whole:  # the @ that ends a password may be behind the cut
+        text = re.sub(r"(\w+://)[^\s/@]*$", r"\1", text[:LOOKED_AT])
+    text = re.sub(r"(\w+://)(?:[^\s/@]*@)?([^\s?#'\"]*)[^\s'\"]*", r"\1\2", text)
+    return text if whole and len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    """What repr(value) is made of, one after the other, so that nobody need make a hundred megabytes of it."""
+    if isinstance(value, str):
+        yield repr(value[:LOOKED_AT])
+    elif isinstance(value, list | dict):
+        start, end = "[]" if isinstance(value, list) else "{}"
+        yield start
+        for count, each in enumerate(value):
+            yield ", " if count else ""
+            yield from _pieces(each)
+            if isinstance(value, dict):
+                yield ": "
+                yield from _pieces(value[each])
+        yield end
+    elif isinstance(value, int) and abs(value) > sys.float_info.max:
+        yield f"a number of {value.bit_length()} bits"  # Python refuses to write out more than 4,300 digits
+    else:
+        yield repr(value)

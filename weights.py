@@ -7,7 +7,8 @@ SDXL_OFFLINE  1: no request is ever made; what is complete in the cache serves
 HF_ENDPOINT   another hub; HF_TOKEN is the token for it, for SDXL_MODEL only
 
 SDXL_FINETUNE_LIMIT_GB  the largest fine-tune that is fetched; 12 if unset
-SDXL_FINETUNE_CACHE_GB  what all that are kept may take; 20 if unset. The least recently used goes first
+SDXL_FINETUNE_CACHE_GB  what all that are kept may take; 30 if unset, room for the largest archive and what is
+                        in it. The least recently used goes first
 SDXL_DISK_FLOOR_GB      what fetching them leaves free on the disk; 1 if unset
 
 What is complete in the cache is used without any request, online too. No torch here: downloads begin before
@@ -105,7 +106,7 @@ def fine_tune_store() -> Store:
     """Where fine-tunes are kept between requests and restarts."""
     return Store(
         cache_root() / "finetunes",
-        limit=_bytes("SDXL_FINETUNE_CACHE_GB", 20),
+        limit=_bytes("SDXL_FINETUNE_CACHE_GB", 30),
         floor=_bytes("SDXL_DISK_FLOOR_GB", 1),
     )
 

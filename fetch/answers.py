@@ -243,4 +243,5 @@ def _why(error: BaseException) -> str:
     while isinstance(inner := getattr(error, "reason", None) or next(iter(error.args), None), BaseException):
         error = inner
     said = str(error.args[0] if error.args else error)
+    said = re.sub(r"\w+://\S+", lambda url: shown(url[0]), said)
     return re.sub(r"^\w+\(host=[^)]*\): |^.*?object at 0x\w+>: ", "", said)[:200] or type(error).__name__

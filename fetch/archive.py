@@ -9,6 +9,7 @@ import gzip
 import os
 import stat
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -20,17 +21,19 @@ from typing import IO
 from errors import WeightsError
 from fetch.answers import CHUNK, Stop
 from fetch.disk import safetensors_keys
+from fetch.tar import BLOCK, Counted, members
 
 TENSORS = (".safetensors", ".pti")
 WANTED = (*TENSORS, ".json")
 BARE = "weights.safetensors"  # what a file that came alone is called: its content is its key, its name is not
 MEMBERS = 10_000  # entries of an archive, of any kind
-NOTE = 1 << 20  # bytes of a header extension, and of a zip's directory
+NOTE = 1 << 20  # bytes of a zip's directory
 JSON = 16 << 20  # bytes of one .json file
 RATIO = 100  # times its own size that an archive may unpack to; weights hardly shrink at all
 SLACK = 64 << 20  # bytes that any archive may unpack to
-BLOCK = 512
 EXPECTED = "send a .safetensors file, or a tar or zip that holds one"
+# What names a pickle, and what is said of it
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 PICKLE = "is a pickle (.pt, .ckpt, .bin), which can run code and is never opened; convert it to .safetensors"
 DAMAGE = (
     EOFError,
@@ -62,6 +65,7 @@ class Target:
     entries: int = 0
     total: int = 0
     names: set[PurePosixPath] = field(default_factory=set)
+    pickles: list[str] = field(default_factory=list)  # what was left out because it is one
 
     def counted(self) -> None:
         self.stop.check()
@@ -72,7 +76,7 @@ class Target:
     def write(self, path: PurePosixPath, size: int, chunks: Iterable[bytes]) -> None:
         """One member, checked; `size` is what the archive says of it."""
         self.total += size
-        if size > JSON and path.suffix.lower() == ".json":
+        if size > JSON and path.suffix == ".json":
             raise WeightsError(f"{str(path)!r} in {self.shown} has {size} bytes; at most {JSON} are allowed for JSON")
         if self.total > self.limit:
             raise WeightsError(f"{self.shown} unpacks to more than the {self.limit} bytes that are allowed")
@@ -98,40 +102,48 @@ class Target:
         self._check(goal, path)
 
     def _check(self, goal: Path, path: PurePosixPath) -> None:
-        if path.suffix.lower() in TENSORS:
-            try:
-                safetensors_keys(goal)
-            except WeightsError as error:
-                raise WeightsError(f"{str(path)!r} in {self.shown} is damaged; pack or upload it again") from error
+        if path.suffix in TENSORS:
+            safetensors_keys(goal, f"{str(path)!r} in {self.shown}")
 
+    def wanted(self, name: str) -> PurePosixPath | None:
+        """Where a regular file goes, its ending in small letters, or None: it is not part of a fine-tune."""
+        parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
+        path = PurePosixPath(*parts)
+        ending = path.suffix.lower()
+        if any(part == "__MACOSX" or part.startswith("._") for part in parts):
+            return None
+        if ending in PICKLES:
+            self.pickles.append(str(path)[:80])
+        if ending not in WANTED:
+            return None
+        if not parts[0] or ".." in parts or ":" in parts[0] or "\0" in name:
+            raise WeightsError(f"{self.shown} has a member {name[:80]!r} outside of its folder; pack it again")
+        return path.with_suffix(ending)
 
-def wanted(name: str, shown: str) -> PurePosixPath | None:
-    """Where a regular file of an archive or a folder goes, or None: it is not part of a fine-tune."""
-    parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
-    if not parts or not parts[0] or ".." in parts or ":" in parts[0] or "\0" in name:
-        raise WeightsError(f"{shown} has a member {name[:80]!r} outside of its folder; pack it again")
-    path = PurePosixPath(*parts)
-    junk = any(part == "__MACOSX" or part.startswith("._") for part in parts)
-    return None if junk or path.suffix.lower() not in WANTED else path
+    def require_weights(self, found: Iterable[PurePosixPath], remedy: str) -> None:
+        """WeightsError where what was found holds none; what was left out beside some is said."""
+        first = f"{self.pickles[0]!r}" if self.pickles else ""
+        if not any(path.suffix in TENSORS for path in found):
+            if first:
+                raise WeightsError(f"{self.shown} holds no .safetensors file, and {first} {PICKLE}")
+            raise WeightsError(f"{self.shown} holds no {' or '.join(TENSORS)} file; {remedy}")
+        if first:
+            more = f" (and {len(self.pickles) - 1} more)" if len(self.pickles) > 1 else ""
+            sys.stderr.write(f"{first}{more} in {self.shown} is a pickle and was left out\n")
 
 
 def unpack(payload: Path, target: Target) -> bool:
     """What came into the target's folder; True where it was one bare file. The payload is moved or stays."""
     kind = kind_of(payload, target)
     if kind == "safetensors":
-        try:
-            safetensors_keys(payload)
-        except WeightsError as error:
-            amiss = f"{target.shown} is damaged: its length is not what its header says; upload it again"
-            raise WeightsError(amiss) from error
+        safetensors_keys(payload, target.shown)
         payload.replace(target.folder / BARE)
         return True
     try:
         _UNPACKERS[kind](payload, target)
     except DAMAGE as error:
         raise WeightsError(f"{target.shown} is a damaged {kind} archive ({error}); pack or upload it again") from error
-    if not any(path.suffix.lower() in TENSORS for path in target.names):
-        raise WeightsError(f"{target.shown} holds no {' or '.join(TENSORS)} file; {EXPECTED}")
+    target.require_weights(target.names, EXPECTED)
     return False
 
 
@@ -173,34 +185,6 @@ def _amiss(head: bytes) -> str:
     return f"is of no known kind; {EXPECTED}"
 
 
-@dataclass
-class Counted:
-    """A stream that ends in an error rather than deliver more than `most` bytes."""
-
-    file: IO[bytes] | gzip.GzipFile
-    most: int
-    stop: Stop
-    shown: str
-
-    def chunks(self, size: int) -> Iterator[bytes]:
-        """The next `size` bytes; EOFError where there are fewer."""
-        while size > 0:
-            self.stop.check()
-            data = self.file.read(min(size, CHUNK))
-            if not data:
-                raise EOFError("it breaks off")
-            self.most -= len(data)
-            if self.most < 0:
-                raise WeightsError(f"{self.shown} unpacks to far more than its own size; pack it without compression")
-            size -= len(data)
-            yield data
-
-    def read(self, size: int) -> bytes:
-        if size > NOTE:
-            raise EOFError(f"a header of {size} bytes")
-        return b"".join(self.chunks(size))
-
-
 def _unpack_tar(payload: Path, target: Target) -> None:
     with payload.open("rb") as file:
         _walk(Counted(file, payload.stat().st_size, target.stop, target.shown), target)
@@ -214,62 +198,9 @@ def _unpack_gzip(payload: Path, target: Target) -> None:
 
 
 def _walk(stream: Counted, target: Target) -> None:
-    for name, size in _members(stream, target):
-        path = wanted(name, target.shown)
-        chunks = stream.chunks(size)
-        if path is None:
-            for _ in chunks:
-                pass
-        else:
+    for name, size, chunks in members(stream, target.counted):
+        if path := target.wanted(name):
             target.write(path, size, chunks)
-        stream.read(-size % BLOCK)
-
-
-def _members(stream: Counted, target: Target) -> Iterator[tuple[str, int]]:
-    """(name, size) of each regular file, with the stream at its data, which the caller consumes with its padding.
-
-    `tarfile` itself would read header extensions and maps of sparse files into memory, as long as they claim to be.
-    """
-    fields: dict[str, str] = {}
-    while any(block := stream.read(BLOCK)):
-        target.counted()
-        info = tarfile.TarInfo.frombuf(block, "utf-8", "replace")
-        if info.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
-            note = stream.read(_whole(info.size))
-            stream.read(-info.size % BLOCK)
-            long = info.type == tarfile.GNUTYPE_LONGNAME
-            fields |= {"path": note.rstrip(b"\0").decode("utf-8", "replace")} if long else _pax(note)
-            continue
-        if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not any(key.startswith("GNU.sparse") for key in fields):
-            yield fields.get("path", info.name), _whole(fields.get("size", info.size))
-        elif info.type not in (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE):
-            size = _whole(fields.get("size", info.size))
-            for _ in stream.chunks(size + -size % BLOCK):
-                pass
-        fields = {}
-
-
-def _whole(size: str | int) -> int:
-    try:
-        size = int(size)
-    except ValueError:
-        size = -1
-    if size < 0:
-        raise tarfile.ReadError("a size that is no number")
-    return size
-
-
-def _pax(note: bytes) -> dict[str, str]:
-    """The fields of a POSIX header extension: lines of "LENGTH KEY=VALUE"."""
-    fields = {}
-    while note:
-        length, space, _ = note.partition(b" ")
-        if not space or not length.isdigit() or not len(length) + 2 < int(length) <= len(note):
-            raise tarfile.ReadError("a header extension that makes no sense")
-        key, _, value = note[len(length) + 1 : int(length) - 1].decode("utf-8", "replace").partition("=")
-        fields[key] = value
-        note = note[int(length) :]
-    return fields
 
 
 def _unpack_zip(payload: Path, target: Target) -> None:
@@ -284,7 +215,7 @@ def _unpack_zip(payload: Path, target: Target) -> None:
             mode = info.external_attr >> 16
             if info.is_dir() or (stat.S_IFMT(mode) and not stat.S_ISREG(mode)):
                 continue
-            if (path := wanted(info.filename, target.shown)) is None:
+            if (path := target.wanted(info.filename)) is None:
                 continue
             if info.flag_bits & 1:
                 raise WeightsError(f"{target.shown} is locked with a password; pack it again without one")

@@ -19,6 +19,12 @@ from errors import WeightsError
 from fetch.answers import Stop
 
 RESERVE = 64 << 20  # bytes of disk left free
+# What the header of a .safetensors file may have: Python reads JSON with the GIL held, 16 MiB of it for two seconds if
+# they are empty lists. A whole SDXL checkpoint has 2,500 tensors and 0.3 MB of header.
+HEADER = 16 << 20  # bytes
+TENSORS = 20_000
+NAME = 300  # characters
+MARKS = 20 * TENSORS  # each of these signs; a tensor has ten commas, the rest is for metadata
 
 
 def digest_of(path: Path, kind: str = "sha256", *, stop: Stop | None = None) -> str:
@@ -59,20 +65,42 @@ def require_space(folder: Path, need: int) -> None:
         raise WeightsError(f"{folder} has {free / 1e9:.1f} GB free but {need / 1e9:.1f} are needed; set SDXL_CACHE")
 
 
-def safetensors_keys(path: Path) -> set[str]:
-    """The names of the tensors in a .safetensors file whose length is what its header says."""
+def safetensors_keys(path: Path, shown: str = "") -> set[str]:
+    """The names of the tensors in a .safetensors file whose length is what its header says.
+
+    WeightsError calls it by its path, or as what a user has sent: `shown`.
+    """
+    named, again = shown or path, "pack or upload it again" if shown else "download it again"
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        try:
-            header: dict[str, Any] = json.loads(file.read(length)) if 2 <= length <= min(size, 100 << 20) else {}
-            header.pop("__metadata__", None)
-            end = max(index(entry["data_offsets"][1]) for entry in header.values())
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-            raise WeightsError(f"{path} is no .safetensors file; download it again") from error
+        text = file.read(length) if 2 <= length <= min(size, HEADER) else b""
+    excess = f"{length} bytes; at most {HEADER} are allowed" if HEADER < length <= size else _too_much(text)
+    try:
+        header: dict[str, Any] = {} if excess else json.loads(text)
+        header.pop("__metadata__", None)
+        excess = excess or _too_many(header)
+        end = 0 if excess else max(index(entry["data_offsets"][1]) for entry in header.values())
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{named} is damaged: it has no header of a .safetensors file; {again}") from error
+    if excess:
+        raise WeightsError(f"{named} has a header that no weights of SDXL have ({excess}); save it with less in it")
     if size != 8 + length + end:
-        raise WeightsError(f"{path} has {size} bytes instead of {8 + length + end}; download it again")
+        raise WeightsError(f"{named} is damaged: it has {size} bytes instead of {8 + length + end}; {again}")
     return set(header)
+
+
+def _too_much(text: bytes) -> str:
+    """What a header has too much of to be read at all, or ""."""
+    much = [mark.decode() for mark in (b",", b"[", b"{") if text.count(mark) > MARKS]
+    return f"more than {MARKS} times {much[0]!r}" if much else ""
+
+
+def _too_many(header: dict[str, Any]) -> str:
+    longest = max(map(len, header), default=0)
+    if longest > NAME:
+        return f"a name of {longest} characters; at most {NAME} are allowed"
+    return f"{len(header)} tensors; at most {TENSORS} are allowed" if len(header) > TENSORS else ""
 
 
 def sizes_in(folder: Path) -> dict[str, int]:

@@ -5,13 +5,10 @@ public addresses only (in every spelling, after every redirect), a size limit, a
 it fails, and errors that say what to send instead.
 """
 
-import base64
-import binascii
 import pathlib
 import tempfile
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import requests
 from cog import Path
@@ -19,6 +16,7 @@ from cog.types import URLPath
 
 from errors import InputError, SDXLError
 from fetch.answers import Get, shown
+from fetch.inline import decoded
 from fetch.network import at_most, getter
 
 MOST = 100 * 2**20  # bytes: what coglet takes in a request body
@@ -49,7 +47,7 @@ def _validating(accept: Callable[[Any], pathlib.Path]) -> Callable[[Any], pathli
         start = value.lstrip()[:5].lower() if isinstance(value, str) else ""
         try:
             if start == "data:":
-                check_data(value)
+                decoded(value)
             return accept(value)
         except (ValueError, OSError) as error:
             if start == "data:":  # what it holds stays unsaid: it may be a hundred megabytes
@@ -57,18 +55,6 @@ def _validating(accept: Callable[[Any], pathlib.Path]) -> Callable[[Any], pathli
             raise InputError(f"{shown(str(value))[:200]} is no valid URL; send http(s)://host/file.") from error
 
     return validate
-
-
-def check_data(url: str) -> None:
-    """ValueError for what Python's reader of data: URLs would skip over; line breaks are usual and stay allowed."""
-    head, comma, body = url.partition(",")
-    if not comma:
-        raise ValueError("no comma")
-    if head.endswith(";base64"):
-        try:
-            base64.b64decode(b"".join(unquote_to_bytes(body).split()), validate=True)
-        except binascii.Error as error:
-            raise ValueError("no base64") from error
 
 
 def _fetch(get: Get, url: str, name: str) -> Path:

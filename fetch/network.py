@@ -11,6 +11,7 @@ nothing.
 
 import ipaddress
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,11 +31,12 @@ from urllib3.response import HTTPResponse
 from urllib3.util.connection import create_connection
 
 from errors import WeightsError
-from fetch.answers import Stop
+from fetch.answers import Stop, shown
 
 Get = Callable[[str, Mapping[str, str]], requests.Response]
 
 REDIRECTS = 10
+ADDRESSES = 4  # of a host that are tried: each may take the whole time to connect
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 TUNNELS = [ipaddress.ip_network(network) for network in ("2002::/16", "2001::/32", "64:ff9b:1::/48", "::/96")]
 
@@ -52,8 +54,8 @@ def is_public(address: str) -> bool:
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
-def connect_checked(connection: HTTPConnection) -> socket.socket:
-    """A socket to the connection's host, resolved once and only to public addresses."""
+def connect_checked(connection: HTTPConnection, stop: Stop) -> socket.socket:
+    """A socket to the connection's host, resolved once and only to public addresses, until `stop`."""
     try:
         found = socket.getaddrinfo(connection.host, connection.port, type=socket.SOCK_STREAM)
     except UnicodeError as error:  # a label too long for DNS
@@ -65,7 +67,8 @@ def connect_checked(connection: HTTPConnection) -> socket.socket:
         # The address itself stays unsaid: an error must not map the private network.
         raise WeightsError(f"host {connection.host!r} is not on the public internet; use a public http(s) URL")
     failure: OSError = OSError("no address")
-    for address in addresses:
+    for address in addresses[:ADDRESSES]:
+        stop.check()
         try:
             return create_connection(
                 (address, connection.port),
@@ -123,12 +126,12 @@ class LimitedHTTPS(LimitedHTTP, HTTPSConnection):
 
 class CheckedHTTP(LimitedHTTP):
     def _new_conn(self) -> socket.socket:
-        return connect_checked(self)
+        return connect_checked(self, self.stop)
 
 
 class CheckedHTTPS(LimitedHTTPS):
     def _new_conn(self) -> socket.socket:
-        return connect_checked(self)
+        return connect_checked(self, self.stop)
 
 
 class Adapter(HTTPAdapter):
@@ -180,14 +183,15 @@ def getter(
         history: list[requests.Response] = []
         for _ in range(REDIRECTS + 1):
             own = (headers or {}) if _origin(url) == origin else {}
-            response = session.get(
-                url,
-                headers={"Accept-Encoding": "identity", "User-Agent": "sdxl-cog", **own, **extra},
-                proxies=get_environ_proxies(url) if allow_private else {},
-                timeout=timeout,
-                stream=True,
-                allow_redirects=False,
-            )
+            with _no_odd_redirect(origin[1]):
+                response = session.get(
+                    url,
+                    headers={"Accept-Encoding": "identity", "User-Agent": "sdxl-cog", **own, **extra},
+                    proxies=get_environ_proxies(url) if allow_private else {},
+                    timeout=timeout,
+                    stream=True,
+                    allow_redirects=False,
+                )
             if not response.is_redirect:
                 response.history = history
                 return response
@@ -199,6 +203,17 @@ def getter(
         raise WeightsError(f"{origin[1]} redirects more than {REDIRECTS} times; give the file's direct URL")
 
     return get
+
+
+@contextmanager
+def _no_odd_redirect(host: str) -> Iterator[None]:
+    """`requests` looks where a redirect leads even if it is not to follow it, and passes on what `urlsplit` raises."""
+    try:
+        yield
+    except requests.RequestException:
+        raise
+    except ValueError as error:
+        raise WeightsError(f"{host} redirects to what is no valid URL; give the file's direct URL") from error
 
 
 def _next_hop(url: str, location: str) -> str:
@@ -214,7 +229,15 @@ def _origin(url: str) -> tuple[str, str]:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise WeightsError(f"{url[:100]!r} is no valid URL ({error}); use http(s)://host/file") from error
+        raise WeightsError(f"{_named(url)} is no valid URL; use http(s)://host/file") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise WeightsError(f"{url[:100]!r} is not an http(s) URL; use http(s)://host/file")
+        raise WeightsError(f"{_named(url)} is not an http(s) URL; use http(s)://host/file")
     return parts.scheme, f"{parts.hostname}:{port or (443 if parts.scheme == 'https' else 80)}"
+
+
+def _named(url: str) -> str:
+    """A URL that is none, in quotes: where its password ends is anyone's guess, so all before the last @ goes, and what
+    is in the place of a port but no number.
+    """
+    plain = re.sub("//.*@", "//", shown(url), flags=re.DOTALL)
+    return repr(re.sub(r"(//[^/:[]*):(?!\d*(?:/|$))[^/]*", r"\1", plain)[:100])

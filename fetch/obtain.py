@@ -2,7 +2,8 @@
 
 What a server says of a file (a digest; or its address, version mark and size) is remembered with the content that
 came, so that the question costs one byte while the answer stays the same. Whoever asks with other tokens is asked
-about at the server again; for TRUSTED seconds the same question by the same asker is not.
+about at the server again; for TRUSTED seconds the same question by the same asker is not. Offline, an entry is given to
+whom it was given before, and to everybody where no token was sent for it.
 """
 
 import json
@@ -18,9 +19,10 @@ from typing import Any, Literal
 
 from errors import WeightsError
 from fetch.answers import Get, Item, Manner, Refused, Stated, Stop, ask, persistently, probe, shown
-from fetch.archive import BARE, MEMBERS, TENSORS, Target, kind_of, reading, unpack, wanted
+from fetch.archive import BARE, MEMBERS, Target, kind_of, reading, unpack
 from fetch.disk import digest_of
 from fetch.download import fetch
+from fetch.inline import decoded
 from fetch.network import at_most, getter
 from fetch.sources import Inline, Local, Plan, Remote, Tokens, described, stem, understood
 from fetch.store import Entry, Found, Store
@@ -28,11 +30,12 @@ from fetch.store import Entry, Found, Store
 TRUSTED = 60.0  # seconds
 ANSWER = 8 << 20  # bytes of an API's answer
 ANSWER_TIME = 30.0  # seconds for it
-EMBEDDINGS = "embeddings.safetensors"  # what a second file is called in an entry
 
 Obtained = tuple[Entry, Found]
 
-_recent: dict[str, tuple[float, Found]] = {}  # by the digest of store, source and asker: when, and what was found
+# By the digest of store, source and asker: when, and what was found. It does not grow without end: each download drops
+# what is older than TRUSTED.
+_recent: dict[str, tuple[float, Found]] = {}
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,10 @@ def obtain(
             if isinstance(where, Local):
                 return _from_disk(where.path, call)
             if isinstance(where, Inline):
-                return _from_bytes(where.data, call)
+                return _from_inline(where.url, call)
             question = _digest("source", source.strip(), first if len(where) > 1 else "")
             if offline:
-                return _remembered(question, source, call)
+                return _remembered(question, source, tokens, call)
             return _from_afar(where, question, source, tokens, call)
     except TimeoutError as error:
         raise WeightsError(
@@ -90,10 +93,12 @@ def obtain(
         ) from error
 
 
-def _remembered(question: str, source: str, call: Obtaining) -> Obtained:
-    """What this very source was the last time; no request is made."""
-    if (found := call.store.known(question)) and (entry := call.store.hold(found.key, call.held)):
-        return entry, found
+def _remembered(question: str, source: str, tokens: Tokens, call: Obtaining) -> Obtained:
+    """What this very source was the last time, for everybody or for this asker; no request is made."""
+    for asker in ("", tokens.digest()):
+        found = call.store.known(_digest("asked", question, asker))
+        if found and (entry := call.store.hold(found.key, call.held)):
+            return entry, found
     raise WeightsError(f"{described(source)} is not complete in the cache and SDXL_OFFLINE is set; unset it once")
 
 
@@ -109,7 +114,8 @@ def _from_afar(plans: Sequence[Plan], question: str, source: str, tokens: Tokens
         )
     entry = _kept(remotes, told, call)
     found = Found(entry.key, (stem(told[0].name) or remotes[0].name) if entry.bare else "", remotes[0].shown)
-    call.store.remember({question: found})
+    let_in = tokens.digest() if any(each.headers or each.learned for each in remotes) else ""
+    call.store.remember({_digest("asked", question, let_in): found})
     now = time.monotonic()
     for old in [each for each, (when, _) in _recent.copy().items() if now - when >= TRUSTED]:
         _recent.pop(old, None)
@@ -175,23 +181,25 @@ def _kept(remotes: Sequence[Remote], told: Sequence[Stated], call: Obtaining) ->
             stop=call.stop,
             room=partial(call.store.room, counted=True),
         )
-        entry = _unpacked(items, remotes[0], told, folder, call)
+        entry = _unpacked(items, remotes, told, folder, call)
         if came := _mark(remotes, told):  # it may have changed since it was asked for
             call.store.remember({came: Found(entry.key, "", remotes[0].shown)})  # before the next one is let in
         return entry
 
 
-def _unpacked(items: Sequence[Item], remote: Remote, told: Sequence[Stated], folder: Path, call: Obtaining) -> Entry:
+def _unpacked(
+    items: Sequence[Item], remotes: Sequence[Remote], told: Sequence[Stated], folder: Path, call: Obtaining
+) -> Entry:
     verified, _, digest = told[0].digest.partition(":")
     key = digest if verified == "sha256" and len(items) == 1 else _content([each.path for each in items], call.stop)
-    target = call.target(folder, remote.shown, remote.token)
+    target = call.target(folder, remotes[0].shown, remotes[0].token)
     bare = unpack(items[0].path, target)
-    for item in items[1:]:
-        beside = call.target(folder, item.shown, remote.token)
-        if kind_of(item.path, beside) != "safetensors":
+    for item, goal in zip(items[1:], [PurePosixPath(each.goal) for each in remotes[1:]], strict=True):
+        beside = call.target(folder, item.shown, remotes[0].token)
+        if goal.suffix == ".safetensors" and kind_of(item.path, beside) != "safetensors":
             raise WeightsError(f"{item.shown} is no .safetensors file; name the one file that you want")
         with item.path.open("rb") as file:
-            beside.write(PurePosixPath(EMBEDDINGS), item.path.stat().st_size, reading(file))
+            beside.write(goal, item.path.stat().st_size, reading(file))
     return call.store.add(folder, key, call.held, bare=bare)
 
 
@@ -205,7 +213,8 @@ def _mark(remotes: Sequence[Remote], told: Sequence[Stated]) -> str | None:
     """What tells this content from all other, without having it: None where the server says too little.
 
     A digest alone will do from a server that is believed; from another it marks a version of its own file only.
-    The query is left out: signed URLs have a new one each time.
+    The query is left out, signed URLs have a new one each time; not where a date is all that marks a version, which
+    another file of the same address may share.
     """
     marks = []
     for remote, each in zip(remotes, told, strict=True):
@@ -213,16 +222,25 @@ def _mark(remotes: Sequence[Remote], told: Sequence[Stated]) -> str | None:
         if not (digest or each.validator):
             return None
         believed = remote.believed and digest
-        marks.append(digest if believed else f"{shown(remote.url)}\0{digest or each.validator}\0{each.size}")
+        sure = digest or each.validator.startswith('"')
+        address = shown(remote.url) if sure else remote.url
+        marks.append(digest if believed else f"{address}\0{digest or each.validator}\0{each.size}")
     return _digest("content", *marks)
 
 
-def _from_bytes(data: bytes, call: Obtaining) -> Obtained:
+def _from_inline(url: str, call: Obtaining) -> Obtained:
+    allowed = f"at most {call.limit} bytes are allowed (SDXL_FINETUNE_LIMIT_GB)"
+    if len(url) > 2 * call.limit + 1000:  # base64 takes 4/3 of its content, line breaks a little more
+        raise WeightsError(f"{described(url)} is too long: {allowed}")
+    try:
+        data = decoded(url)
+    except ValueError as error:
+        raise WeightsError(f"{described(url)} is no valid data: URL ({error}); send data:;base64,...") from error
     label, key = f"data:... ({len(data)} bytes)", sha256(data).hexdigest()
     entry = call.store.hold(key, call.held)
     if entry is None:
         if len(data) > call.limit:
-            raise WeightsError(f"{label}: at most {call.limit} bytes are allowed (SDXL_FINETUNE_LIMIT_GB)")
+            raise WeightsError(f"{label} is too long: {allowed}")
         with call.store.claim(key, call.stop) as folder:
             call.store.room(len(data))
             (folder / "came-0").write_bytes(data)
@@ -235,7 +253,7 @@ def _from_disk(path: Path, call: Obtaining) -> Obtained:
     """A copy in the store of what is at a path, so that nothing changes under whoever uses it."""
     label = str(path)
     try:
-        files = _files_below(path) if path.is_dir() else {PurePosixPath(BARE): path}
+        files = _files_below(path, call.target(Path(), label)) if path.is_dir() else {PurePosixPath(BARE): path}
         facts = [(goal, file.stat()) for goal, file in files.items()]
         mark = _digest("path", label, *(f"{goal} {fact.st_size} {fact.st_mtime_ns}" for goal, fact in facts))
         found = call.store.known(mark)
@@ -257,16 +275,17 @@ def _from_disk(path: Path, call: Obtaining) -> Obtained:
     return entry, found
 
 
-def _files_below(folder: Path) -> dict[PurePosixPath, Path]:
+def _files_below(folder: Path, target: Target) -> dict[PurePosixPath, Path]:
     """The files of a fine-tune in a folder, by where they go."""
-    files = {}
+    files = dict[PurePosixPath, Path]()
     for count, each in enumerate(folder.rglob("*")):
         if count == MEMBERS:
             raise WeightsError(f"{folder} holds more than {MEMBERS} files; name the folder of the weights")
-        if each.is_file() and (goal := wanted(each.relative_to(folder).as_posix(), str(folder))):
+        if each.is_file() and (goal := target.wanted(each.relative_to(folder).as_posix())):
+            if goal in files:
+                raise WeightsError(f"{folder} holds two files {str(goal)!r} but for the case; remove one")
             files[goal] = each
-    if not any(goal.suffix.lower() in TENSORS for goal in files):
-        raise WeightsError(f"{folder} holds no {' or '.join(TENSORS)} file; name the folder of the weights")
+    target.require_weights(files, "name the folder of the weights")
     return dict(sorted(files.items()))
 
 

@@ -1,7 +1,7 @@
 """What a user may name as a fine-tune, and where that is: a table of forms, each leading to files to ask for.
 
     owner/model, owner/model:VERSION, replicate.com/…     a trained model's weights on Replicate
-    owner/repo, owner/repo/FILE, huggingface.co/…         a file in a repository on Hugging Face
+    owner/repo, owner/repo/FILE, huggingface.co/…         a file in a repository on Hugging Face, or what it is about
     civitai.com/models/…, /model-versions/…, /api/download/models/…
     http(s)://…                                           a tar, a zip or a .safetensors file anywhere
     data:…                                                the same, inline
@@ -13,25 +13,23 @@ operator names so may lie in a private network. All else must be public, unless 
 
 import os
 import re
-from base64 import b64decode
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
-from urllib.parse import parse_qs, quote, unquote, unquote_to_bytes
+from urllib.parse import parse_qs, quote, unquote
 
 from errors import WeightsError
 from fetch.answers import Item, shown
-from fetch.inputs import check_data
+from fetch.repository import ADAPTER, choose, goal_of, with_config
 
 ACCEPTED = (
     "send an http(s) URL of a .safetensors file or a tar, owner/model (Replicate), owner/repo or owner/repo/FILE "
     "(Hugging Face), or a civitai.com model page"
 )
 PAYLOADS = (".safetensors", ".tar", ".tar.gz", ".tgz", ".zip", ".pti")
-COMMON_NAMES = ("pytorch_lora_weights.safetensors", "lora.safetensors")  # diffusers' and this package's own
 Known = Mapping[str, Any]
 
 
@@ -58,6 +56,8 @@ class Remote:
     believed  a digest that the server states is taken as the content's name; elsewhere it could name a file
               that the asker may not read
     name      the file's name without its ending, or "": the server may state one
+    goal      what it is called in the entry, for what belongs to another file
+    learned   its address was learned with a token, which is not sent to it
     """
 
     url: str
@@ -68,6 +68,8 @@ class Remote:
     believed: bool = False
     sha256: str | None = None
     name: str = ""
+    goal: str = ""
+    learned: bool = False
 
     def item(self, path: Path) -> Item:
         """To be fetched to a path."""
@@ -92,7 +94,7 @@ class Local:
 
 @dataclass(frozen=True)
 class Inline:
-    data: bytes = field(repr=False)
+    url: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def understood(
     """Where a source is, or the ways to find out, in the order to try them. WeightsError: it is no source at all."""
     source = source.strip()
     if source[:5].lower() == "data:":
-        return Inline(_data(source))
+        return Inline(source)
     if local and (path := _allowed_path(source, local)):
         return Local(path)
     for form, find in FORMS:
@@ -153,17 +155,6 @@ def described(source: str) -> str:
 def _cut(source: str) -> str:
     plain = shown(source)
     return repr(plain if len(plain) <= 80 else f"{plain[:77]}...")
-
-
-def _data(source: str) -> bytes:
-    """What a data: URL (RFC 2397) holds."""
-    try:
-        check_data(source)
-    except ValueError as error:
-        raise WeightsError(f"{described(source)} is no valid data: URL; send data:;base64,...") from error
-    head, _, body = source.partition(",")
-    raw = unquote_to_bytes(body)
-    return b64decode(b"".join(raw.split())) if head.endswith(";base64") else raw
 
 
 def _allowed_path(source: str, local: bool | Collection[Path]) -> Path | None:
@@ -218,44 +209,25 @@ def _hub(match: Known, tokens: Tokens, ask: Ask) -> tuple[Remote, ...]:
     revision, file = unquote(match.get("revision") or ""), unquote(match.get("file") or "").strip("/")
     if ".." in (*file.split("/"), revision):
         raise WeightsError(f"{_cut(f'{repo}/{file}')} names no file of a repository; send owner/repo/FILE")
-    if (file and match.get("way") != "tree") or file.lower().endswith(PAYLOADS):
+    named = (file and match.get("way") != "tree") or file.lower().endswith(PAYLOADS)
+    if named and PurePosixPath(file).name != ADAPTER:
         return (_hub_file(repo, revision or "main", file, tokens),)
     at = f"/revision/{quote(revision, safe='')}" if revision else ""
     about = ask(HUB.remote(f"/api/models/{repo}{at}", tokens, shown=repo))
     commit = about.get("sha") if isinstance(about, dict) else None
     siblings = about.get("siblings") if isinstance(about, dict) else None
     names = [str(each.get("rfilename")) for each in siblings or [] if isinstance(each, dict)]
-    chosen = choose(f"huggingface.co/{repo}", [name for name in names if not file or name.startswith(f"{file}/")])
-    return tuple(_hub_file(repo, str(commit or revision or "main"), name, tokens) for name in chosen)
+    if named:
+        chosen = with_config(file, names)
+    else:
+        chosen = choose(f"huggingface.co/{repo}", [name for name in names if not file or name.startswith(f"{file}/")])
+    main, *more = (partial(_hub_file, repo, str(commit or revision or "main"), name, tokens) for name in chosen)
+    return (main(), *(each(goal=goal_of(name)) for each, name in zip(more, chosen[1:], strict=True)))
 
 
-def _hub_file(repo: str, revision: str, file: str, tokens: Tokens) -> Remote:
+def _hub_file(repo: str, revision: str, file: str, tokens: Tokens, *, goal: str = "") -> Remote:
     path = f"{repo}/resolve/{quote(revision, safe='')}/{quote(file)}"
-    return HUB.remote(f"/{path}", tokens, shown=path, name=stem(file))
-
-
-def choose(repo: str, names: list[str]) -> list[str]:
-    """Of a repository's files the one to load, and the embeddings that a pivotal tuning put beside it."""
-    tensors = [name for name in names if name.lower().endswith(".safetensors")]
-    embeddings = [name for name in tensors if "emb" in PurePosixPath(name).stem.lower()]
-    models = [name for name in tensors if name not in embeddings] or tensors
-    archives = [name for name in names if name.lower().endswith((".tar", ".tar.gz", ".tgz"))]
-    candidates = (
-        *([name] for name in COMMON_NAMES if name in models),
-        [name for name in models if "/" not in name],
-        models,
-        [name for name in archives if PurePosixPath(name).name == "trained_model.tar"],
-        archives,
-    )
-    for only in candidates:
-        if len(only) == 1:
-            beside = [name for name in embeddings if name not in only] if only[0] in tensors else []
-            return [*only, *(beside if len(beside) == 1 else [])]
-    known = models + archives
-    if not known:
-        raise WeightsError(f"{repo} holds no .safetensors file and no tar; name a repository that does")
-    listed = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
-    raise WeightsError(f"{repo} holds several files that could be meant: {listed}; name one as owner/repo/FILE")
+    return HUB.remote(f"/{path}", tokens, shown=path, name=stem(file), goal=goal)
 
 
 def _civitai(match: Known, tokens: Tokens, ask: Ask) -> tuple[Remote, ...]:
@@ -286,7 +258,8 @@ def _civitai(match: Known, tokens: Tokens, ask: Ask) -> tuple[Remote, ...]:
     known: Known = {"sha256": digest if re.fullmatch("[0-9a-f]{64}", digest) else None, "name": stem(name)}
     if url.startswith(f"{CIVITAI.endpoint}/"):  # else the token is not for it
         return (CIVITAI.remote(url.removeprefix(CIVITAI.endpoint), tokens, shown=page, **known),)
-    return (Remote(url, shown=f"civitai.com/{page}", token=CIVITAI.token, private=_private_inputs(), **known),)
+    known = {**known, "shown": f"civitai.com/{page}", "token": CIVITAI.token, "learned": bool(tokens.civitai)}
+    return (Remote(url, private=_private_inputs(), **known),)
 
 
 def _either(source: str, tokens: Tokens, first: str) -> tuple[Plan, ...]:
@@ -300,6 +273,7 @@ def _either(source: str, tokens: Tokens, first: str) -> tuple[Plan, ...]:
 
 OWNER, NAME = r"(?P<owner>\w[\w.-]*)", r"(?P<name>\w[\w.-]*)"
 ON, REST = r"(?i:(?:https?://)?(?:www\.)?{})".format, r"/?(?:[?#].*)?"
+FILE = r"(?P<file>[^?#]+\.(?i:safetensors|tar|tar\.gz|tgz|zip))"
 QUERY = r"(?:\?(?P<query>[^#]*))?(?:#.*)?"
 VERSION = r"(?:(?::|/versions/|/)(?P<version>[0-9a-f]{64}))"
 # The first form that fits a whole source decides; `_either` comes after them, for owner/name alone
@@ -311,8 +285,9 @@ FORMS: tuple[tuple[str, Callable[[Known, Tokens, Ask], tuple[Remote, ...]]], ...
         rf"(?:/(?P<way>resolve|blob|raw|tree)/(?P<revision>[^/?#]+)(?:/(?P<file>[^?#]+?))?)?{REST}",
         _hub,
     ),
+    (rf"{ON('(?:huggingface|hf).co')}/{OWNER}/{NAME}/{FILE}{REST}", _hub),
     (rf"{ON('civitai.com')}/models/(?P<model>\d+)(?:/[^?#]*)?{QUERY}", _civitai),
     (rf"{ON('civitai.com')}/(?:api/download/models|model-versions)/(?P<version>\d+)/?{QUERY}", _civitai),
     (r"(?P<url>(?i:https?)://.+)", _plain),
-    (rf"(?![\w.-]+\.com/){OWNER}/{NAME}/(?P<file>[^?#]+\.(?i:safetensors|tar|tar\.gz|tgz|zip))", _hub),
+    (rf"(?![\w.-]+\.com/){OWNER}/{NAME}/{FILE}", _hub),
 )

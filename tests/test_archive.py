@@ -2,14 +2,16 @@
 
 import gzip
 import io
+import json
 import shutil
 import stat
 import struct
 import tarfile
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -136,7 +138,16 @@ def test_a_header_that_lies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["/x.safetensors", "../x.safetensors", "a/../../x.json", "..\\x.json", "C:\\x.json", "."]
+    "name",
+    [
+        "/x.safetensors",
+        "../x.safetensors",
+        "a/../../x.json",
+        "..\\x.json",
+        "C:\\x.json",
+        "C:x.json",
+        "../x.SAFETENSORS",
+    ],
 )
 @pytest.mark.parametrize(
     "pack", [lambda name, body: member(name, body=body) + END, lambda name, body: zipped({name: body})]
@@ -146,6 +157,55 @@ def test_no_name_leads_outside(tmp_path: Path, name: str, pack: Any) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"payload", "files"}
 
 
+@pytest.mark.parametrize(
+    "name", ["/abs/README.md", "../x.txt", "C:\\notes.txt", "a/../../x", ".", "../__MACOSX/._x.json"]
+)
+@pytest.mark.parametrize("pack", [tarred, zipped])
+def test_what_nobody_wants_may_have_any_name(tmp_path: Path, name: str, pack: Any) -> None:
+    assert unpacked(tmp_path, pack({name: b"x", "x.safetensors": LORA})) == {"x.safetensors": LORA}
+    assert {path.name for path in tmp_path.iterdir()} == {"payload", "files"}
+
+
+@pytest.mark.parametrize("pack", [tarred, zipped])
+def test_endings_are_kept_in_small_letters(tmp_path: Path, pack: Any) -> None:
+    files = {"a/LORA.SafeTensors": LORA, "Emb.PTI": OTHER, "special_params.JSON": b"{}"}
+    kept = {"a/LORA.safetensors": LORA, "Emb.pti": OTHER, "special_params.json": b"{}"}
+    assert unpacked(tmp_path, pack(files)) == kept
+    assert "two members 'x.safetensors'" in refused(tmp_path, pack({"x.safetensors": LORA, "x.SAFETENSORS": LORA}))
+
+
+@pytest.mark.parametrize("name", ["learned_embeds.bin", "a/model.ckpt", "x.PT", "x.pth", "x.pkl"])
+@pytest.mark.parametrize("pack", [tarred, zipped])
+def test_a_pickle_among_the_files_is_said(tmp_path: Path, capsys: Any, name: str, pack: Any) -> None:
+    said = refused(tmp_path, pack({name: b"x", "x.json": b"{}"}))
+    assert said.startswith(f"that holds no .safetensors file, and '{name}' is a pickle")
+    assert said.endswith("convert it to .safetensors")
+    assert capsys.readouterr().err == ""
+    assert unpacked(tmp_path, pack({name: b"x", "x.safetensors": LORA})) == {"x.safetensors": LORA}
+    assert capsys.readouterr().err == f"'{name}' in that is a pickle and was left out\n"
+    unpacked(tmp_path, pack({name: b"x", "x.safetensors": LORA, "line\nbreak.bin": b""}))
+    assert capsys.readouterr().err == f"'{name}' (and 1 more) in that is a pickle and was left out\n"
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_may_end_with_its_last_member(tmp_path: Path, format: Literal[1, 2]) -> None:
+    head = member("x.json", body=b"{}")
+    whole = head + member("x.safetensors", body=LORA)
+    assert len(LORA) % 512
+    for pack in (bytes, gzip.compress):
+        assert set(unpacked(tmp_path, pack(whole))) == {"x.json", "x.safetensors"}
+        assert set(unpacked(tmp_path, pack(whole + bytes(512)))) == {"x.json", "x.safetensors"}
+        for short in (
+            whole[:-1],
+            whole[: -(-len(LORA) % 512)],
+            whole + b"x" * 100,
+            whole + member("p", b"x", b"5 a=\n"),
+        ):
+            assert "damaged" in refused(tmp_path, pack(short))
+    info = tarfile.TarInfo("ü" * 90)
+    assert "damaged" in refused(tmp_path, whole + info.tobuf(format)[:-512])
+
+
 @given(
     names=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40), max_size=5),
     zip_=st.booleans(),
@@ -153,7 +213,7 @@ def test_no_name_leads_outside(tmp_path: Path, name: str, pack: Any) -> None:
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_names(tmp_path_factory: pytest.TempPathFactory, names: list[str], zip_: bool) -> None:
     tmp_path = tmp_path_factory.mktemp("names")
-    files = {f"{name}.safetensors": LORA for name in names}
+    files = {f"{name}.safetensors": LORA for name in names if name[0] != "\0"}  # zipfile cannot write such a name
     try:
         found = unpacked(tmp_path, zipped(files) if zip_ else tarred(files))
     except WeightsError:
@@ -227,6 +287,44 @@ def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "far more than its own size" in refused(tmp_path, gzip.compress(tarred({name: zeros})))
     bomb = zipped({"x.safetensors": zeros}, compression=zipfile.ZIP_DEFLATED)
     assert "far more than its own size" in refused(tmp_path, bomb)
+
+
+def headed(header: bytes, data: bytes = b"") -> bytes:
+    return len(header).to_bytes(8, "little") + header + data
+
+
+MANY = json.dumps({f"t{n}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for n in range(400_000)}).encode()
+LISTS = b'{"a": [' + b"[]," * (5 << 20) + b"0]}"
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (MANY, f"{len(MANY)} bytes; at most 16777216 are allowed"),
+        (MANY[: MANY.index(b', "t20001"')] + b"}", "20001 tensors; at most 20000 are allowed"),
+        (LISTS, "more than 400000 times ','"),
+        (json.dumps({"x" * 301: {"data_offsets": [0, 0]}}).encode(), "a name of 301 characters; at most 300"),
+    ],
+    ids=["bytes", "tensors", "lists", "name"],
+)
+def test_a_header_that_takes_too_long_to_read(tmp_path: Path, header: bytes, words: str) -> None:
+    for body, named in (
+        (headed(header), "that"),
+        (tarred({"x.safetensors": headed(header)}), "'x.safetensors' in that"),
+    ):
+        (tmp_path / "payload").write_bytes(body)
+        began = time.thread_time()
+        said = refused(tmp_path, body)
+        assert time.thread_time() - began < 0.8
+        assert said.startswith(f"{named} has a header that no weights of SDXL have ({words}")
+
+
+def test_a_header_as_large_as_they_come(tmp_path: Path) -> None:
+    """Ten times the tensors of an SDXL checkpoint, and what trainers and galleries put into the metadata."""
+    metadata = {"ss_tag_frequency": json.dumps({f"tag {n}": n for n in range(50_000)}), "thumbnail": "x" * (4 << 20)}
+    one = {"dtype": "F16", "shape": [320, 320, 3, 3], "data_offsets": [0, 0]}
+    body = headed(json.dumps({"__metadata__": metadata} | {f"{'x' * 200}{n}": one for n in range(20_000)}).encode())
+    assert unpacked(tmp_path, body) == {"weights.safetensors": body}
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_SPARSE, tarfile.REGTYPE])

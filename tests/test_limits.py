@@ -1,5 +1,7 @@
 """What a signature says of lists and secrets holds also where coglet, without a schema, lets anything through."""
 
+import time
+import tracemalloc
 from typing import Any, Optional
 
 import pytest
@@ -53,6 +55,8 @@ def test_an_empty_secret_is_blank(given: Any) -> None:
     assert check(token=given).token is None
 
 
+SHORT = "'https://x.test/a.tar', "
+NO_LIST = """names={} is no list; send one such as ["..."]."""
 URL = "https://me:word@x.test/a.tar?token=abc"
 
 
@@ -63,6 +67,20 @@ URL = "https://me:word@x.test/a.tar?token=abc"
         ({"names": {"a": 1}}, """names={'a': 1} is no list; send one such as ["..."]."""),
         ({"names": URL}, """names='https://x.test/a.tar' is no list; send one such as ["..."]."""),
         ({"names": "x" * 200}, f"""names='{"x" * 75} ... is no list; send one such as ["..."]."""),
+        ({"names": {"a": [1, {"b": None}]}}, """names={'a': [1, {'b': None}]} is no list; send one such as ["..."]."""),
+        ({"names": "x://" * 10**6}, f"""names='{"x://" * 18}x:/ ... is no list; send one such as ["..."]."""),
+        (
+            {"names": f"https://me:{'word' * 1000}@x.test/"},
+            """names='https:// ... is no list; send one such as ["..."].""",
+        ),
+        ({"names": f"http://x/?{'t' * 460} http://me:word{'w' * 99}@y"}, NO_LIST.format("'http://x/ http:// ...")),
+        ({"names": {"a" * 10**6: 1}}, f"""names={{'{"a" * 74} ... is no list; send one such as ["..."]."""),
+        (
+            {"names": [[URL] * 10**5]},
+            f"names[0]=[{SHORT * 3}'ht ... is no text; send a string.",
+        ),
+        ({"names": [[0] * 10**5]}, f"names[0]=[{'0, ' * 25} ... is no text; send a string."),
+        ({"scales": [10**400]}, "scales[0]=a number of 1329 bits is out of range; give a finite number."),
         ({"names": ["a", 3]}, "names[1]=3 is no text; send a string."),
         ({"names": [None]}, "names[0]=None is no text; send a string."),
         ({"names": [[URL]]}, "names[0]=['https://x.test/a.tar'] is no text; send a string."),
@@ -83,6 +101,17 @@ def test_one_sentence_names_the_input_the_value_and_the_remedy(given: dict[str, 
     with pytest.raises(InputError) as refusal:
         check(**given)
     assert str(refusal.value) == message
+
+
+@pytest.mark.parametrize("value", ["a" * 60_000_000, [["b" * 1000] * 30_000], "\0" * 60_000_000], ids="anz")
+def test_a_value_of_megabytes_costs_nothing(value: Any) -> None:
+    tracemalloc.start()
+    began = time.thread_time()
+    with pytest.raises(InputError):
+        check(counts=value)
+    assert time.thread_time() - began < 0.1
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("given", [7654321, ["7654321"], "7654321\n", "76543 21", Secret("7654321é"), Secret(7654321)])

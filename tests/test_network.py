@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from errors import WeightsError
+from fetch.answers import Stop, Stopped
 from fetch.network import _next_hop, getter, is_public
 from tests.file_server import FileServer, file_server, redirect
 
@@ -114,6 +115,67 @@ def test_a_name_that_changes_is_asked_once_and_the_checked_address_is_used(
     assert tried == [("93.184.216.34", port)]
     with pytest.raises(WeightsError, match="public internet"):
         getter(allow_private=False)(f"http://rebind.test:{port}/f", {})
+
+
+def public(count: int) -> str:
+    return " ".join(f"93.184.216.{n}" for n in range(1, count + 1))
+
+
+def test_of_many_addresses_four_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def no_route(address: Any, *_: Any, **__: Any) -> Any:
+        tried.append(address[0])
+        raise TimeoutError("timed out")
+
+    pretend(monkeypatch, {"many.test": [public(50)], "mixed.test": [f"{public(50)} 127.0.0.1"]}, [])
+    monkeypatch.setattr("fetch.network.create_connection", no_route)
+    with pytest.raises(OSError, match="timed out"):
+        getter(allow_private=False)("http://many.test/f", {})
+    assert tried == public(4).split()
+    with pytest.raises(WeightsError, match="public internet"):  # all are checked
+        getter(allow_private=False)("http://mixed.test/f", {})
+    assert len(tried) == 4
+
+
+def test_a_stop_between_two_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = Stop()
+
+    def no_route(*_: Any, **__: Any) -> Any:
+        assert not stop.is_set()
+        stop.set()
+        raise TimeoutError("timed out")
+
+    pretend(monkeypatch, {"many.test": [public(3)]}, [])
+    monkeypatch.setattr("fetch.network.create_connection", no_route)
+    with pytest.raises(Stopped):
+        getter(allow_private=False, stop=stop)("http://many.test/f", {})
+
+
+ODD = [
+    "https://me:hunter2@host:99999/x",
+    "https://[h/x?token=hunter2",
+    "ftp://me:hunter2@host/x?sig=hunter2",
+    "https://me:hunter2",
+    "https://me:p/hunter2@host:99999/x",
+    "https://me:hunter2\u2100@host/x",
+    "//[h?sig=hunter2",
+]
+
+
+@pytest.mark.parametrize("url", ODD)
+def test_an_odd_url_tells_no_password(url: str) -> None:
+    with pytest.raises(WeightsError, match=r"http\(s\)://host/file") as caught:
+        getter(allow_private=True)(url, {})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ODD)
+def test_nor_does_an_odd_redirect(server: FileServer, url: str) -> None:
+    server.always["/start"] = redirect(url.encode().decode("latin1"))
+    with pytest.raises(WeightsError, match=r"http\(s\)://host/file|redirects to what is no valid URL; give") as caught:
+        getter(allow_private=True)(f"{server.url}/start?token=hunter2", {})
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("to", ["http://127.0.0.1:{port}/f", "http://inside.test:{port}/f", "/f"])

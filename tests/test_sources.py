@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import json
+import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ import weights
 from errors import WeightsError
 from fetch import obtain
 from fetch.answers import Manner, Patience, Stop
-from fetch.sources import Plan, Tokens, choose, understood
+from fetch.repository import choose
+from fetch.sources import Plan, Tokens, understood
 from sdxl.files import TunedFiles
 from tests.file_server import FileServer, file_server, redirect, status, tarred, tensors
 from tests.test_network import pretend
@@ -26,6 +29,7 @@ LORA, OTHER = tensors(), tensors(seed=1)
 TAR = tarred({"lora.safetensors": LORA, "special_params.json": b'{"TOK": "<s0><s1>"}'})
 ID = "0123456789abcdef" * 4
 SHA = "c" * 40
+EMBEDDINGS = ("x_emb", "x-EMB", "emb", "embeddings", "x_embeddings", "x_embedding", "embs", "learned_embeds")
 SECRET = Tokens(huggingface="hf-secret", civitai="civitai-secret", replicate="replicate-secret")
 
 
@@ -129,6 +133,13 @@ def test_replicate(web: FileServer, form: str, path: str) -> None:
         ("me/repo/a b.safetensors", "/me/repo/resolve/main/a%20b.safetensors"),
         ("me/repo/deep/x.SAFETENSORS", "/me/repo/resolve/main/deep/x.SAFETENSORS"),
         ("huggingface.co/me/repo/resolve/main/x.safetensors", "/me/repo/resolve/main/x.safetensors"),
+        ("huggingface.co/me/repo/x.safetensors", "/me/repo/resolve/main/x.safetensors"),
+        (
+            "https://huggingface.co/me/repo/deep/a%20b.safetensors?download=true",
+            "/me/repo/resolve/main/deep/a%20b.safetensors",
+        ),
+        ("hf.co/me/repo/x.SAFETENSORS#part", "/me/repo/resolve/main/x.SAFETENSORS"),
+        ("http://www.HF.co/me/repo/x.safetensors", "/me/repo/resolve/main/x.safetensors"),
         ("https://huggingface.co/me/repo/blob/v1/x.safetensors?download=true", "/me/repo/resolve/v1/x.safetensors"),
         (
             "https://hf.co/me/repo/raw/refs%2Fpr%2F1/a%20b.safetensors",
@@ -143,6 +154,12 @@ def test_a_file_on_the_hub(web: FileServer, form: str, path: str) -> None:
     assert {token for *_, token in web.log} == {"Bearer hf-secret"}
     assert files.shown == f"huggingface.co{path}"
     assert got(files.shown)[0].key == files.key
+
+
+def test_a_tar_on_the_hub(web: FileServer) -> None:
+    web.files["/me/repo/resolve/main/deep/x.tar"] = TAR
+    for form in ("hf.co/me/repo/deep/x.tar", "https://huggingface.co/me/repo/deep/x.tar", "me/repo/deep/x.tar"):
+        assert got(form)[1] == {"lora.safetensors", "special_params.json"}
 
 
 def hub(web: FileServer, names: list[str], api: str = "/api/models/me/repo") -> None:
@@ -174,12 +191,55 @@ def test_a_repository(web: FileServer, form: str) -> None:
         (["x.safetensors", "x_emb.safetensors"], ["x.safetensors", "x_emb.safetensors"]),
         (["x.safetensors", "a_emb.safetensors", "b_emb.safetensors"], ["x.safetensors"]),
         (["only_emb.safetensors"], ["only_emb.safetensors"]),
+        *((["x.safetensors", f"{name}.safetensors"], ["x.safetensors", f"{name}.safetensors"]) for name in EMBEDDINGS),
+        (["adapter_model.safetensors", "adapter_config.json"], ["adapter_model.safetensors", "adapter_config.json"]),
+        (
+            ["a/adapter_model.safetensors", "a/adapter_config.json"],
+            ["a/adapter_model.safetensors", "a/adapter_config.json"],
+        ),
+        (["adapter_model.safetensors", "a/adapter_config.json"], ["adapter_model.safetensors"]),
+        (["x.safetensors", "adapter_config.json"], ["x.safetensors"]),
+        (
+            ["adapter_model.safetensors", "emb.safetensors", "adapter_config.json"],
+            ["adapter_model.safetensors", "adapter_config.json", "emb.safetensors"],
+        ),
         (["trained_model.tar", "other.tar"], ["trained_model.tar"]),
         (["other.tar"], ["other.tar"]),
     ],
 )
 def test_which_file_of_a_repository(names: list[str], chosen: list[str]) -> None:
     assert choose("repo", names) == chosen
+
+
+@pytest.mark.parametrize("name", ["december", "member", "emblem", "assembly", "ember-x", "remembers"])
+def test_what_only_sounds_like_embeddings(name: str) -> None:
+    with pytest.raises(WeightsError, match=f"several files that could be meant: {name}.safetensors, january"):
+        choose("repo", [f"{name}.safetensors", "january.safetensors"])
+
+
+@pytest.mark.parametrize("form", ["me/repo", "huggingface.co/me/repo/tree/v1", "me/repo/adapter_model.safetensors"])
+def test_peft_s_config_comes_along(web: FileServer, form: str) -> None:
+    names = ["README.md", "adapter_model.safetensors", "adapter_config.json"]
+    for api in ("/api/models/me/repo", "/api/models/me/repo/revision/v1", f"/api/models/me/repo/revision/{SHA}"):
+        hub(web, names, api)
+    config = f"/me/repo/resolve/{SHA}/adapter_config.json"
+    web.files[config] = b'{"lora_alpha": 8}'
+    files, kept = got(form, first="huggingface")
+    assert (kept, files.name) == ({"weights.safetensors", "adapter_config.json"}, "adapter_model")
+    assert (files.folder / "adapter_config.json").read_bytes() == b'{"lora_alpha": 8}'
+    assert files.shown == f"huggingface.co/me/repo/resolve/{SHA}/adapter_model.safetensors"
+    assert got(files.shown)[0].key == files.key  # what is shown is a source, of the same weights
+    web.files[config], web.etags[config] = b'{"lora_alpha": 9}', '"two"'
+    obtain._recent.clear()
+    again, _ = got(form, first="huggingface")
+    assert again.key != files.key
+    assert (again.folder / "adapter_config.json").read_bytes() == b'{"lora_alpha": 9}'
+
+
+def test_an_adapter_without_a_config(web: FileServer) -> None:
+    hub(web, ["deep/adapter_model.safetensors", "adapter_config.json"])
+    files, kept = got("me/repo/deep/adapter_model.safetensors")
+    assert (kept, files.key) == ({"weights.safetensors"}, hashlib.sha256(LORA).hexdigest())
 
 
 def test_a_choice_that_cannot_be_made_lists_the_files() -> None:
@@ -292,6 +352,18 @@ def test_an_answer_of_civitai_that_makes_no_sense(web: FileServer, answer: bytes
     assert "states no file to download" in refused("civitai.com/models/1")
 
 
+def test_offline_an_address_that_a_token_told_is_for_its_owner(
+    web: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with file_server() as other:
+        other.files["/f"] = LORA
+        civitai(web, downloadUrl=f"{other.url}/f")
+        key = got("civitai.com/models/1")[0].key
+    monkeypatch.setenv("SDXL_OFFLINE", "1")
+    assert got("civitai.com/models/1")[0].key == key
+    assert "SDXL_OFFLINE is set" in refused("civitai.com/models/1", tokens=Tokens())
+
+
 def test_a_token_goes_to_nobody_else(web: FileServer) -> None:
     with file_server() as other:
         other.files["/f"] = LORA
@@ -365,6 +437,28 @@ def test_inline_that_is_none(url: str) -> None:
     assert len(refused(url)) < 200
 
 
+@pytest.mark.parametrize(
+    "body",
+    [",{}".format("%41" * 20_000_000), ";base64,{}".format("%41" * 20_000_000), ";base64,{}".format("A " * 2**23)],
+)
+def test_inline_in_bounded_memory(body: str) -> None:
+    tracemalloc.start()
+    began = time.thread_time()
+    assert len(refused(f"data:{body}")) < 200
+    assert time.thread_time() - began < 3
+    assert tracemalloc.get_traced_memory()[1] < 6 * len(body)
+    tracemalloc.stop()
+
+
+def test_inline_is_measured_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDXL_FINETUNE_LIMIT_GB", "0.001")
+    monkeypatch.setattr(obtain, "decoded", lambda _: pytest.fail("it is decoded"))
+    said = refused(f"data:;base64,{'A' * 2_100_000}")
+    assert (
+        said == "data:... (2100013 characters) is too long: at most 1000000 bytes are allowed (SDXL_FINETUNE_LIMIT_GB)"
+    )
+
+
 def test_private_addresses_are_refused(web: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SDXL_PRIVATE_INPUTS")
     assert "public internet" in refused(f"{web.url}/any/TOK.safetensors")
@@ -391,7 +485,7 @@ def test_a_service_may_not_send_us_inside(web: FileServer, monkeypatch: pytest.M
     assert "/cdn/5" not in asked(web)
 
 
-def test_paths(tmp_path: Path) -> None:
+def test_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = tmp_path / "mine"
     (mine / "sub").mkdir(parents=True)
     path, archive = mine / "TOK.safetensors", mine / "x.tar"
@@ -405,6 +499,13 @@ def test_paths(tmp_path: Path) -> None:
     assert got(str(mine), local=[mine])[1] == {"TOK.safetensors", "a.pti"}
     path.write_bytes(OTHER)
     assert got(str(path), local=True)[0].key == hashlib.sha256(OTHER).hexdigest()
+    (mine / "B.SAFETENSORS").write_bytes(LORA)
+    (mine / "learned_embeds.bin").write_bytes(b"x")
+    assert got(str(mine), local=[mine])[1] == {"TOK.safetensors", "a.pti", "B.safetensors"}
+    assert f"'learned_embeds.bin' in {mine} is a pickle and was left out" in capsys.readouterr().err
+    (mine / "tok.json").write_bytes(b"{}")
+    (mine / "tok.JSON").write_bytes(b"{}")
+    assert "holds two files 'tok.json' but for the case" in refused(str(mine), local=True)
     assert "does not exist" in refused(str(tmp_path / "absent"), local=True)
     (tmp_path / "empty").mkdir()
     assert "holds no" in refused(str(tmp_path / "empty"), local=True)

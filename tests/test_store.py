@@ -24,7 +24,7 @@ from errors import WeightsError
 from fetch import obtain
 from fetch.answers import Manner, Patience, Stop, Stopped
 from fetch.sources import Tokens
-from fetch.store import Store
+from fetch.store import GB, Store
 from sdxl.files import TunedFiles
 from tests.conftest import ROOT
 from tests.file_server import (
@@ -153,6 +153,26 @@ def test_without_a_mark_it_is_fetched_every_time(web: FileServer, cache: Path, m
     assert entries(cache) == {key}
 
 
+def test_a_date_alone_does_not_tell_two_queries_apart(web: FileServer) -> None:
+    """Two files behind one address, of one size and one day."""
+    newer = tensors(size=3 << 20, seed=2)
+    answers: dict[str, bytes] = {"id=A": LORA, "id=B": newer}
+
+    def answer(handler: Any, _: bytes, start: int, end: int) -> bool:
+        handler.serve("/download", answers[handler.path.partition("?")[2]], start, end)
+        return True
+
+    web.files["/download"], web.always["/download"] = LORA, answer
+    web.etags["/download"] = ""
+    web.headers["/download"] = {"Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+    keys = [got(f"{web.url}/download?{query}").key for query in answers]
+    assert keys == [hashlib.sha256(body).hexdigest() for body in (LORA, newer)]
+    forget()
+    web.sent.clear()
+    assert [got(f"{web.url}/download?{query}").key for query in answers] == keys
+    assert web.sent["/download"] == 2
+
+
 def test_one_content_from_two_places_is_one_entry(web: FileServer, cache: Path) -> None:
     web.files["/copy"] = LORA
     assert got(f"{web.url}/f").key == got(f"{web.url}/copy").key
@@ -202,6 +222,24 @@ def test_offline(web: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert got(f" {web.url}/f") == files
     with pytest.raises(WeightsError, match="/small' is not complete in the cache and SDXL_OFFLINE is set"):
         got(f"{web.url}/small?token=secret")
+    assert web.log == []
+
+
+def test_offline_what_a_token_opened_is_for_its_owner(web: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", web.url)
+    private, free = "me/private/x.safetensors", "me/free/x.safetensors"
+    web.files["/me/private/resolve/main/x.safetensors"] = OTHER
+    web.files["/me/free/resolve/main/x.safetensors"] = LORA
+    mine, theirs, nobody = Tokens(huggingface="mine"), Tokens(huggingface="theirs"), Tokens()
+    keys = [got(private, tokens=mine).key, got(free, tokens=Tokens(civitai="unused")).key, got(f"{web.url}/f").key]
+    forget()
+    web.log.clear()
+    monkeypatch.setenv("SDXL_OFFLINE", "1")
+    assert got(private, tokens=mine).key == keys[0]
+    for tokens in (theirs, nobody):
+        with pytest.raises(WeightsError, match="is not complete in the cache and SDXL_OFFLINE is set"):
+            got(private, tokens=tokens)
+        assert [got(free, tokens=tokens).key, got(f"{web.url}/f", tokens=tokens).key] == keys[1:]
     assert web.log == []
 
 
@@ -268,6 +306,12 @@ def test_room_is_made_while_it_comes(web: FileServer, cache: Path, monkeypatch: 
         got(f"{web.url}/f", manner=replace(QUICK, save_every=1 << 19))
     assert entries(cache) == {first}
     assert left(cache) == {path for path in left(cache) if path.startswith(first)}
+
+
+def test_the_largest_archive_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes and what is unpacked from it are there together."""
+    monkeypatch.delenv("SDXL_FINETUNE_CACHE_GB", raising=False)
+    assert weights.fine_tune_store().limit >= 2 * 12 * GB
 
 
 def test_the_limit_on_one(web: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
