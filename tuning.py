@@ -97,7 +97,6 @@ class FineTunes:
     """The fine-tunes of one loaded model; `boot` is the source of those it was started with."""
 
     def __init__(self, models: Models, boot: str | None) -> None:
-        self._models = models
         self._reader = Reader.of(models.parts, models.placement.home(), models.base.dtype)
         self._slot = Slot(models.parts, models.text.clear)
         self._workers = Workers(THREADS, "fetch")
