@@ -102,6 +102,20 @@ def test_without_leave_a_private_address_is_not_asked(
     assert web.log == []
 
 
+def test_a_server_started_with_weights(
+    tmp_path_factory: pytest.TempPathFactory, server: Server, web: FileServer, folder: Path
+) -> None:
+    """COG_WEIGHTS as Cog hands it to setup: what names no weights has these, and has them again after others."""
+    tuned = picture(server, replicate_weights=f"{web.url}/trained_model.tar")
+    plain = picture(server)
+    source, cache = str(folder / "trained_model.tar"), str(tmp_path_factory.mktemp("boot"))
+    with serving(SDXL_CACHE=cache, SDXL_PRIVATE_INPUTS="1", COG_WEIGHTS=source) as started:
+        assert difference(picture(started), tuned) == 0
+        assert difference(picture(started, replicate_weights=f"{web.url}/lora.safetensors"), tuned) > 20
+        assert difference(picture(started), tuned) == 0
+        assert difference(picture(started, lora_scale=0), plain) > 0  # its words are still learned
+
+
 def until_taken(server: Server, body: dict[str, Any]) -> requests.Response:
     """The answer to an asynchronous prediction; a busy one is tried again."""
     headers = {"Prefer": "respond-async"}
