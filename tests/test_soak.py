@@ -56,23 +56,30 @@ def digest(server: Server, asked: dict[str, Any]) -> str:
     return hashlib.sha256("".join(body["output"]).encode()).hexdigest()
 
 
+def two_hundred(server: Server, kinds: list[dict[str, Any]], order: random.Random, *, settle: int) -> set[str]:
+    """Memory grows by at most 2 %, every picture is what it was the first time, and no file is left behind.
+
+    All kinds are asked for `settle` times before: caches fill, and the heap takes its shape.
+    """
+    expected = [digest(server, asked) for asked in kinds]
+    for _ in range(settle):
+        assert [digest(server, asked) for asked in kinds] == expected
+    worker, files = server.worker(), server.files()
+    before = resident(worker)
+    for _ in range(200):
+        kind = order.randrange(len(kinds))
+        assert digest(server, kinds[kind]) == expected[kind], kinds[kind]
+    assert server.worker() == worker
+    growth = resident(worker) / before - 1
+    assert growth <= 0.02, f"{growth:.1%}"
+    assert server.files() <= files
+    assert len(list(server.temporary.rglob("out-*"))) <= 4  # of the last two predictions
+    return set(expected)
+
+
 def test_two_hundred_mixed_predictions() -> None:
-    """Memory grows by at most 2 %, no file is left behind, and every picture is what it was the first time."""
-    order = random.Random(7)
     with serving() as server:
-        expected = [digest(server, asked) for asked in KINDS]
-        for _ in range(3):  # allocators and caches settle
-            assert [digest(server, asked) for asked in KINDS] == expected
-        worker, files = server.worker(), server.files()
-        before = resident(worker)
-        for _ in range(200):
-            kind = order.randrange(len(KINDS))
-            assert digest(server, KINDS[kind]) == expected[kind], KINDS[kind]
-        assert server.worker() == worker
-        growth = resident(worker) / before - 1
-        assert growth <= 0.02, f"{growth:.1%}"
-        assert server.files() <= files
-        assert len(list(server.temporary.rglob("out-*"))) <= 4  # of the last two predictions
+        two_hundred(server, KINDS, random.Random(7), settle=3)
     assert list(server.temporary.iterdir()) == [] if server.temporary.exists() else True
 
 
@@ -104,21 +111,11 @@ def tuned_kinds(web: FileServer) -> list[dict[str, Any]]:
 
 
 def test_two_hundred_swaps(web: FileServer, tmp_path: Path) -> None:
-    """Weights in, others in, out again: memory grows by at most 2 %, every picture is what it was the first time."""
-    order, kinds = random.Random(17), tuned_kinds(web)
+    """Weights in, others in, out again; no two requests give the same. Changing 2 MB of tensors a time, the heap grows
+    by 2 % over some 300 of them and stays there (docs/log.md)."""
+    kinds = tuned_kinds(web)
     with serving(SDXL_CACHE=str(tmp_path), SDXL_PRIVATE_INPUTS="1") as server:
-        expected = [digest(server, asked) for asked in kinds]
-        assert len(set(expected)) == len(kinds)
-        for _ in range(3):
-            assert [digest(server, asked) for asked in kinds] == expected
-        worker = server.worker()
-        before = resident(worker)
-        for _ in range(200):
-            kind = order.randrange(len(kinds))
-            assert digest(server, kinds[kind]) == expected[kind], kinds[kind]
-        assert server.worker() == worker
-        growth = resident(worker) / before - 1
-        assert growth <= 0.02, f"{growth:.1%}"
+        assert len(two_hundred(server, kinds, random.Random(17), settle=50)) == len(kinds)
 
 
 def test_a_worker_killed_while_weights_come(web: FileServer, tmp_path: Path) -> None:
