@@ -77,7 +77,7 @@ def obtain(
     own = Stop()
     call = Obtaining(store, manner, own, limit, held)
     try:
-        with stop.cutting(own.set), at_most(manner.deadline, own.set):
+        with stop.cutting(own.set):
             where = understood(source, tokens=tokens, first=first, local=local)
             if isinstance(where, Local):
                 return _from_disk(where.path, call)
@@ -107,12 +107,13 @@ def _from_afar(plans: Sequence[Plan], question: str, source: str, tokens: Tokens
     when, found = _recent.get(asker, (-TRUSTED, None))
     if found and time.monotonic() - when < TRUSTED and (entry := call.store.hold(found.key, call.held)):
         return entry, found
-    remotes, told = _located(plans, source, call)
-    if (size := sum(each.size for each in told)) > call.limit:
-        raise WeightsError(
-            f"{remotes[0].shown} has {size} bytes; at most {call.limit} are allowed (SDXL_FINETUNE_LIMIT_GB)"
-        )
-    entry = _kept(remotes, told, call)
+    with at_most(call.manner.deadline, call.stop.set):
+        remotes, told = _located(plans, source, call)
+        if (size := sum(each.size for each in told)) > call.limit:
+            raise WeightsError(
+                f"{remotes[0].shown} has {size} bytes; at most {call.limit} are allowed (SDXL_FINETUNE_LIMIT_GB)"
+            )
+        entry = _kept(remotes, told, call)
     found = Found(entry.key, (stem(told[0].name) or remotes[0].name) if entry.bare else "", remotes[0].shown)
     let_in = tokens.digest() if any(each.headers or each.learned for each in remotes) else ""
     call.store.remember({_digest("asked", question, let_in): found})
