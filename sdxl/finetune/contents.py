@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -95,6 +96,12 @@ def choose(folder: Path) -> Chosen:
             raise WeightsError(f"it holds {len(kind)} files of the same kind ({names}); send one of them alone.")
     left = [str(file.path.relative_to(folder)) for file in (*weights[1:], *tokens[1:])]
     return Chosen(next(iter(weights), None), next(iter(tokens), None), tuple(left))
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every value is a number; read once, without a copy where torch compares the type itself."""
+    values = tensor if tensor.dtype in (torch.float32, torch.float16, torch.bfloat16) else tensor.float()
+    return not values.numel() or all(map(math.isfinite, map(float, torch.aminmax(values))))
 
 
 def as_object(text: bytes | str, name: str) -> dict[str, Any]:

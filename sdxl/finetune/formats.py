@@ -5,7 +5,6 @@ All or nothing: a tensor that fits no layer, a factor without its partner, a wro
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from errors import WeightsError
 from sdxl.files import TunedFiles
 from sdxl.finetune import foreign
 from sdxl.finetune.changes import Change, Difference, LowRank, Replacement
-from sdxl.finetune.contents import BUNDLED, Contents, Gain, choose
+from sdxl.finetune.contents import BUNDLED, Contents, Gain, choose, is_finite
 from sdxl.finetune.kinds import UNFOLDABLE, Found, changes_of, split
 from sdxl.finetune.names import Layer, index, stem
 from sdxl.finetune.tokens import LearnedTokens
@@ -85,6 +84,7 @@ class Reader:
         for layer, found in self._found(file).items():
             module = self.parts[layer.part].get_submodule(layer.path)
             _require_fit(found, module)
+            _require_finite(found)
             for parameter, change in changes_of(found).items():
                 changes[Target(layer, parameter)] = self._kept(change)
         return changes
@@ -124,18 +124,16 @@ class Reader:
         unet: Any = self.parts["unet"]
         if what := foreign.named(shapes, int(unet.config.cross_attention_dim)):
             return WeightsError(f"it is {what} (it has {first!r:.200}).")
-        none = len(unknown) == len(shapes)
-        count = (
-            f"none of its {len(shapes)} tensors fits a"
-            if none
-            else f"{len(unknown)} of its {len(shapes)} tensors fit no"
-        )
+        some, all_of_them = len(unknown), len(shapes)
+        count = f"{some} of its {all_of_them} tensors fit no"
+        if some == all_of_them:
+            count = f"none of its {all_of_them} tensors fits a"
         return WeightsError(f"{count} layer of SDXL, first {first!r:.200}; choose weights made for SDXL 1.0.")
 
 
 def _require_fit(found: Found, module: Module) -> None:
-    """Refuse what does not have the layer's shape, or holds no numbers. Tried without data first: what does not fit
-    could be made to ask for any amount of memory.
+    """Refuse what does not have the layer's shape, tried without data: what does not fit could be made to ask for any
+    amount of memory.
     """
     meta = torch.device("meta")
     for parameter, change in _tried(found, module).items():
@@ -149,13 +147,14 @@ def _require_fit(found: Found, module: Module) -> None:
             raise _misfit(found, weight.shape) from None
         if result.shape != weight.shape:
             raise _misfit(found, weight.shape)
-    for tensor in found.roles.values():
-        values = tensor if tensor.dtype in (torch.float32, torch.float16, torch.bfloat16) else tensor.float()
-        if values.numel() and not all(map(math.isfinite, map(float, torch.aminmax(values)))):
-            raise WeightsError(
-                f"{found.name!r} holds values that are no numbers (NaN or infinite); the training failed, "
-                "choose other weights."
-            )
+
+
+def _require_finite(found: Found) -> None:
+    if not all(map(is_finite, found.roles.values())):
+        raise WeightsError(
+            f"{found.name!r} holds values that are no numbers (NaN or infinite); the training failed, "
+            "choose other weights."
+        )
 
 
 def _tried(found: Found, module: Module) -> dict[str, Change]:

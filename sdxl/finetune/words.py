@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from errors import WeightsError
-from sdxl.finetune.contents import BUNDLED, TOKEN_KEYS, Chosen, Contents
+from sdxl.finetune.contents import BUNDLED, TOKEN_KEYS, Chosen, Contents, is_finite
 from sdxl.finetune.tokens import LONGEST, MOST_ROWS, MOST_TRIGGERS, LearnedTokens, PooledAt
 
 METADATA = ("trigger", "modelspec.trigger_phrase", "ss_trigger_words", "trigger_word")  # where headers name the word
@@ -98,7 +98,7 @@ def _require_fit(pair: Rows, parts: Mapping[str, Module]) -> None:
                 f"its token rows are {shapes}, and {part} of this model reads rows of {width}; "
                 "choose weights made for SDXL 1.0."
             )
-        if not bool(torch.isfinite(rows.float()).all()):
+        if not is_finite(rows):
             raise WeightsError("its token rows hold values that are no numbers; the training failed.")
 
 
