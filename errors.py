@@ -3,6 +3,7 @@
 SDXLError
 ├── InputError           the request itself is wrong: a value, a combination, a picture that cannot be read
 ├── WeightsError         weights cannot be fetched, are incomplete, or do not fit this model
+├── DatasetError         what is to be trained on cannot be used: the archive, its images or captions
 └── UnsafeContentError   the safety checker left no picture to return
 
 Each message is one sentence that names the value and the remedy: it is all that a client sees.
@@ -23,6 +24,10 @@ class InputError(SDXLError, ValueError):
 
 class WeightsError(SDXLError):
     """Model weights are missing, damaged, or of another model."""
+
+
+class DatasetError(SDXLError):
+    """The archive to train on is damaged, holds what it must not, or holds no image that can be used."""
 
 
 class UnsafeContentError(SDXLError):

@@ -1,5 +1,5 @@
 """What comes from where: `resolve(os.environ.get("SDXL_MODEL"))` names a model's files and fetches them, and
-`fine_tune(source, ...)` those of a fine-tune that a user names.
+`fine_tune(source, ...)` those of a fine-tune that a user names; `helper(...)` what prepares pictures for a training.
 
 SDXL_MODEL    sdxl-1.0 (the default), miniature, a folder, one .safetensors checkpoint, or the URL of one
 SDXL_CACHE    where downloads are kept; ~/.cache/sdxl if unset
@@ -66,6 +66,15 @@ def resolve(model: str | None, *, manner: Manner | None = None) -> ModelFiles:
     if path.suffix == ".safetensors" and path.is_file():
         return _single(path, manner)
     raise WeightsError(f"SDXL_MODEL={name!r} is neither a known model nor an existing path; {ACCEPTED}")
+
+
+def helper(model: str | None, part: str, *, manner: Manner | None = None) -> Path:
+    """The folder of a model that prepares pictures for a training: "captioner" (BLIP), "segmenter" (CLIPSeg) or
+    "upscaler" (Swin2SR). The miniature has its own, a folder may; all others use the public ones.
+    """
+    name = (model or "sdxl-1.0").strip()
+    own = (MINIATURE if name == "miniature" else Path(name).expanduser()) / part
+    return own if (own / "config.json").is_file() else _hub((part,), manner or Manner())[part]
 
 
 @contextmanager
@@ -216,7 +225,7 @@ def _hub(parts: tuple[str, ...], manner: Manner) -> dict[str, Path]:
             for folder in missing:  # in one order for all processes, so that none waits for another in a ring
                 locks.enter_context(locked(folder / ".lock"))
             items = [item for part in parts for item in _items(part)]
-            download.fetch(items, get, label="sdxl-1.0", manner=manner)
+            download.fetch(items, get, label=" ".join(parts), manner=manner)
             for folder in missing:
                 if (folder / PICKLE).is_file():
                     _convert(folder)

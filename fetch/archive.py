@@ -6,20 +6,20 @@ by MEMBERS and CHUNK, whatever an archive claims.
 """
 
 import gzip
+import lzma
 import os
-import stat
 import struct
 import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from errors import WeightsError
-from fetch.answers import CHUNK, Stop
+from fetch import zip
+from fetch.answers import Stop
 from fetch.disk import safetensors_keys
 from fetch.tar import BLOCK, Counted, members
 
@@ -38,6 +38,7 @@ PICKLE = "is a pickle (.pt, .ckpt, .bin), which can run code and is never opened
 DAMAGE = (
     EOFError,
     zlib.error,
+    lzma.LZMAError,
     gzip.BadGzipFile,
     tarfile.TarError,
     struct.error,
@@ -153,22 +154,23 @@ def kind_of(payload: Path, target: Target) -> str:
         head = file.read(2 * BLOCK)
     if len(head) > 9 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= 100 << 20:
         return "safetensors"
-    for magic, kind in ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"PK\x05\x06", "zip")):
-        if head.startswith(magic):
-            return kind
-    if _is_tar(head):
-        return "tar"
+    if kind := packed_as(head):
+        return kind
     page = head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<")
     hint = f", or set {target.token} if only some may have it" if page and target.token else ""
     raise WeightsError(f"{target.shown} {_amiss(head)}{hint}")
 
 
-def _is_tar(head: bytes) -> bool:
+def packed_as(head: bytes) -> str | None:
+    """ "tar", "gzip" or "zip", told by the first 512 bytes of a file; None: it is no such archive."""
+    for magic, kind in ((b"\x1f\x8b", "gzip"), (b"PK\x03\x04", "zip"), (b"PK\x05\x06", "zip")):
+        if head.startswith(magic):
+            return kind
     try:
         tarfile.TarInfo.frombuf(head[:BLOCK], "utf-8", "replace")
     except tarfile.HeaderError:
-        return False
-    return True
+        return None
+    return "tar"
 
 
 def _amiss(head: bytes) -> str:
@@ -187,14 +189,14 @@ def _amiss(head: bytes) -> str:
 
 def _unpack_tar(payload: Path, target: Target) -> None:
     with payload.open("rb") as file:
-        _walk(Counted(file, payload.stat().st_size, target.stop, target.shown), target)
+        _walk(Counted(file, payload.stat().st_size, target.stop.check, target.shown), target)
 
 
 def _unpack_gzip(payload: Path, target: Target) -> None:
     # Limits are on what is decompressed, so members that nobody wants count as well
     most = min(max(SLACK, RATIO * payload.stat().st_size), target.limit + SLACK)
     with gzip.open(payload) as file:
-        _walk(Counted(file, most, target.stop, target.shown), target)
+        _walk(Counted(file, most, target.stop.check, target.shown), target)
 
 
 def _walk(stream: Counted, target: Target) -> None:
@@ -204,46 +206,15 @@ def _walk(stream: Counted, target: Target) -> None:
 
 
 def _unpack_zip(payload: Path, target: Target) -> None:
-    if _directory_size(payload) > NOTE:  # zipfile reads it whole
-        raise WeightsError(f"{target.shown} has more than {MEMBERS} members; pack only the weights")
-    with zipfile.ZipFile(payload) as archive:
-        if any(PurePosixPath(info.filename).name == "data.pkl" for info in archive.infolist()):
+    most = max(SLACK, RATIO * payload.stat().st_size)
+    for info, chunks in zip.members(payload, target.shown, target.counted, directory=NOTE):
+        if PurePosixPath(info.filename).name == "data.pkl":
             raise WeightsError(f"{target.shown} {PICKLE}")
-        packed = payload.stat().st_size
-        for info in archive.infolist():
-            target.counted()
-            mode = info.external_attr >> 16
-            if info.is_dir() or (stat.S_IFMT(mode) and not stat.S_ISREG(mode)):
-                continue
-            if (path := target.wanted(info.filename)) is None:
-                continue
-            if info.flag_bits & 1:
-                raise WeightsError(f"{target.shown} is locked with a password; pack it again without one")
-            if target.total + info.file_size > max(SLACK, RATIO * packed):
+        if path := target.wanted(info.filename):
+            zip.require_open(info, target.shown)
+            if target.total + info.file_size > most:
                 raise WeightsError(f"{target.shown} unpacks to far more than its own size; pack it without compression")
-            with archive.open(info) as file:
-                target.write(path, info.file_size, reading(file))
-
-
-def reading(file: IO[bytes]) -> Iterator[bytes]:
-    while data := file.read(CHUNK):
-        yield data
-
-
-def _directory_size(payload: Path) -> int:
-    """Bytes of a zip's directory, as its end states them (APPNOTE 4.3.16, and 4.3.14 beyond 4 GB)."""
-    with payload.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(-min(size, 22 + 0xFFFF), os.SEEK_END)
-        tail = file.read()
-        at = tail.rfind(b"PK\5\6")
-        if at < 0:
-            raise zipfile.BadZipFile("it breaks off")
-        (stated,) = struct.unpack_from("<L", tail, at + 12)
-        if stated == 0xFFFFFFFF and tail[at - 20 : at].startswith(b"PK\6\7"):
-            file.seek(min(size, struct.unpack_from("<Q", tail, at - 12)[0]))
-            (stated,) = struct.unpack_from("<Q", file.read(56), 40)
-    return int(stated)
+            target.write(path, info.file_size, chunks)
 
 
 _UNPACKERS: dict[str, Callable[[Path, Target], None]] = {"tar": _unpack_tar, "gzip": _unpack_gzip, "zip": _unpack_zip}

@@ -20,20 +20,22 @@ from fetch.inline import decoded
 from fetch.network import at_most, getter
 
 MOST = 100 * 2**20  # bytes: what coglet takes in a request body
-DEADLINE = 60.0  # seconds for a whole body: while one input comes, nobody else is served
+DEADLINE = 60.0  # seconds for so many bytes, the more the longer: while one input comes, nobody else is served
 SILENCE = (10.0, 10.0)  # seconds to connect, and for the headers or the next byte
 
 
-def guard_downloads(*, allow_private: bool) -> None:
-    """`allow_private`: the operator wants inputs from a private network, a file server beside this one say."""
+def guard_downloads(*, allow_private: bool, most: int = MOST) -> None:
+    """`allow_private`: the operator wants inputs from a private network, a file server beside this one say. `most` is
+    the largest file in bytes."""
     fetch_inline, accept = URLPath.convert, Path.validate
-    get = getter(allow_private=allow_private, timeout=SILENCE, patience=DEADLINE)
+    deadline = DEADLINE * max(1.0, most / MOST)
+    get = getter(allow_private=allow_private, timeout=SILENCE, patience=deadline)
 
     def convert(self: URLPath) -> Path:
         if not self.source.lower().startswith(("http:", "https:")):
             return fetch_inline(self)
         if self._path is None:
-            self._path = _fetch(get, self.source, self.filename)
+            self._path = _fetch(get, self.source, self.filename, most, deadline)
         return self._path
 
     URLPath.convert = convert
@@ -51,21 +53,21 @@ def _validating(accept: Callable[[Any], pathlib.Path]) -> Callable[[Any], pathli
             return accept(value)
         except (ValueError, OSError) as error:
             if start == "data:":  # what it holds stays unsaid: it may be a hundred megabytes
-                raise InputError("the input is no valid data: URL; send data:image/png;base64,...") from error
+                raise InputError("the input is no valid data: URL; send data:TYPE;base64,...") from error
             raise InputError(f"{shown(str(value))[:200]} is no valid URL; send http(s)://host/file.") from error
 
     return validate
 
 
-def _fetch(get: Get, url: str, name: str) -> Path:
+def _fetch(get: Get, url: str, name: str, most: int, deadline: float) -> Path:
     file = tempfile.NamedTemporaryFile(suffix=name, delete=False)  # noqa: SIM115 - coglet deletes it afterwards
     try:
-        with file, get(url, {}) as response, at_most(DEADLINE, response.raw.shutdown):
+        with file, get(url, {}) as response, at_most(deadline, response.raw.shutdown):
             response.raise_for_status()
             for part in response.iter_content(2**20):
                 file.write(part)
-                if file.tell() > MOST:
-                    raise InputError(f"{name} is larger than {MOST // 2**20} MiB; send a smaller file.")
+                if file.tell() > most:
+                    raise InputError(f"{name} is larger than {most // 2**20} MiB; send a smaller file.")
     except BaseException as error:
         Path(file.name).unlink(missing_ok=True)
         if isinstance(error, requests.RequestException | TimeoutError):

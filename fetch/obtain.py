@@ -19,13 +19,14 @@ from typing import Any, Literal
 
 from errors import WeightsError
 from fetch.answers import Get, Item, Manner, Refused, Stated, Stop, ask, persistently, probe, shown
-from fetch.archive import BARE, MEMBERS, Target, kind_of, reading, unpack
+from fetch.archive import BARE, MEMBERS, Target, kind_of, unpack
 from fetch.disk import digest_of
 from fetch.download import fetch
 from fetch.inline import decoded
 from fetch.network import at_most, getter
 from fetch.sources import Inline, Local, Plan, Remote, Tokens, described, stem, understood
 from fetch.store import Entry, Found, Store
+from fetch.zip import reading
 
 TRUSTED = 60.0  # seconds
 ANSWER = 8 << 20  # bytes of an API's answer

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from errors import WeightsError
-from fetch.answers import CHUNK, Stop
+from fetch.answers import CHUNK
 
 BLOCK = 512
 NOTE = 1 << 20  # bytes of a header extension
@@ -22,14 +22,14 @@ class Counted:
 
     file: IO[bytes] | gzip.GzipFile
     most: int
-    stop: Stop
+    check: Callable[[], None]  # asked before each piece; raises to stop it
     shown: str
 
     def chunks(self, size: int, *, or_end: bool = False) -> Iterator[bytes]:
         """The next `size` bytes; EOFError where there are fewer, unless it ends just here and `or_end`."""
         whole = size
         while size > 0:
-            self.stop.check()
+            self.check()
             data = self.file.read(min(size, CHUNK))
             if not data and or_end and size == whole:
                 return

@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
+SIDE = "requirements-side.txt"  # into .venv/side; it says why
 RUNTIME = ("requirements.txt", "requirements-local.txt")
 DEVELOPMENT = (*RUNTIME, "requirements-dev.txt")
 # Its dependencies include a second OpenCV and the CUDA build of torch; the tests need neither.
@@ -22,7 +23,7 @@ class SetupError(Exception):
 def fingerprint(files: tuple[str, ...]) -> str:
     """Changes when a requirement file, this program, or the Python does."""
     digest = hashlib.sha256(sys.version.encode())
-    for path in (Path(__file__), *(ROOT / name for name in files)):
+    for path in (Path(__file__), *(ROOT / name for name in (*files, SIDE))):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -56,6 +57,7 @@ def install(files: tuple[str, ...]) -> None:
     if not (VENV / "bin" / "pip").exists():
         run(sys.executable, "-m", "venv", str(VENV))
     pip("install", "--quiet", *(argument for name in files for argument in ("-r", str(ROOT / name))))
+    pip("install", "--quiet", "--no-deps", "--upgrade", "--target", str(VENV / "side"), "-r", str(ROOT / SIDE))
     if files == DEVELOPMENT:
         pip("install", "--quiet", "--no-deps", WITHOUT_DEPENDENCIES)
         stamp(DEVELOPMENT).write_text(fingerprint(DEVELOPMENT))

@@ -10,14 +10,26 @@ from typing import Any, TypeAlias
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipTextConfig,
+    BlipVisionConfig,
     CLIPConfig,
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPSegTextConfig,
+    CLIPSegVisionConfig,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPVisionConfig,
+    Swin2SRConfig,
+    Swin2SRForImageSuperResolution,
 )
 
 SIDE = 128
+HELPER_SIDE = 96  # what captioner and segmenter see a picture at
+HELPER_PATCH = 12  # pixels
 LATENT_SCALE = 0.13025  # the genuine scaling_factor
 TEXT_WIDTHS = (64, 96)  # text encoder 1 and 2; their sum is the base's cross-attention width
 TOKENS = 77
@@ -27,6 +39,9 @@ Vae: TypeAlias = Any
 Checker: TypeAlias = Any
 TextModel: TypeAlias = Any
 Pipeline: TypeAlias = Any
+Captioner: TypeAlias = Any
+Segmenter: TypeAlias = Any
+Upscaler: TypeAlias = Any
 TIME_WIDTH = 32  # width of the embedding of one micro-conditioning number
 
 
@@ -135,3 +150,79 @@ def make_safety_checker() -> Checker:
         projection_dim=32,
     )
     return StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision.to_dict(), projection_dim=32))
+
+
+def make_captioner(vocab: int, bos: int, sep: int) -> Captioner:
+    """BLIP over 96x96 pixels in 64 patches; pad is token 0, bos the decoder's start, sep its end."""
+    text = BlipTextConfig(
+        vocab_size=vocab,
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        bos_token_id=bos,
+        sep_token_id=sep,
+        eos_token_id=sep,
+        pad_token_id=0,
+    )
+    vision = BlipVisionConfig(
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=HELPER_SIDE,
+        patch_size=HELPER_PATCH,
+        initializer_range=0.02,
+    )
+    config = BlipConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64)
+    return BlipForConditionalGeneration(config)
+
+
+def make_segmenter(vocab: int) -> Segmenter:
+    """CLIPSeg over 96x96 pixels in 64 patches, its decoder fed from three of four layers."""
+    text = CLIPSegTextConfig(
+        vocab_size=vocab,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TOKENS,
+        bos_token_id=vocab - 2,
+        eos_token_id=2,
+        pad_token_id=vocab - 1,
+    )
+    vision = CLIPSegVisionConfig(
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=HELPER_SIDE,
+        patch_size=HELPER_PATCH,
+    )
+    config = CLIPSegConfig(
+        text_config=text.to_dict(),
+        vision_config=vision.to_dict(),
+        projection_dim=64,
+        extract_layers=[1, 2, 3],
+        reduce_dim=64,
+        decoder_intermediate_size=128,
+    )
+    return CLIPSegForImageSegmentation(config)
+
+
+def make_upscaler() -> Upscaler:
+    """Swin2SR, four times larger, with the upsampler of the genuine real-world model."""
+    return Swin2SRForImageSuperResolution(
+        Swin2SRConfig(
+            embed_dim=32,
+            depths=[2, 2],
+            num_heads=[4, 4],
+            window_size=8,
+            mlp_ratio=2.0,
+            image_size=32,
+            upscale=4,
+            drop_path_rate=0.0,
+            upsampler="nearest+conv",
+        )
+    )

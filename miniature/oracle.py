@@ -18,6 +18,7 @@ EDGE_DISTANCE = 22.0  # Lab distance from the background at which a pixel belong
 SMALLEST = 0.008  # share of the picture below which a component is a speck
 SHAPE_FIT = 0.88  # least overlap with the true outline for a shape to be named
 COLOR_DISTANCE = 30.0  # greatest Lab distance to a colour's name
+DARK = 35.0  # Lab lightness below which a line is black
 EDGE_MARGIN = 4  # pixels around things that say nothing about the background's noise
 
 
@@ -60,6 +61,31 @@ def name_color(rgb: Floats) -> str:
     """The nearest of COLORS in Lab, or "" when none is near. rgb is (3,), 0 to 255."""
     distances = np.linalg.norm(_named_lab() - _lab(rgb), axis=-1)
     return list(COLORS)[int(distances.argmin())] if distances.min() <= COLOR_DISTANCE else ""
+
+
+def outlined(image: Image.Image) -> float:
+    """How far things have a black line around them, 0 to 1: a style that the world's own pictures do not have.
+
+    Mean over the things of the dark share of their edge; a thing that is dark itself counts as having none.
+    """
+    pixels = np.asarray(image.convert("RGB"), np.float32)
+    ground = np.median(_border(pixels), axis=0)
+    lab = _lab(pixels)
+    mask = np.linalg.norm(lab - _lab(ground), axis=-1) > EDGE_DISTANCE
+    components = [part for part in _components(mask) if part.mean() >= SMALLEST]
+    return float(np.mean([_lined(lab[..., 0], part) for part in components])) if components else 0.0
+
+
+def _lined(lightness: Floats, part: Mask) -> float:
+    depth = part.astype(np.int32)  # in pixels from the edge
+    inner = ~_grow(~part, 1)
+    while inner.any():
+        depth += inner
+        inner = ~_grow(~inner, 1)
+    if np.median(lightness[depth >= 0.7 * depth.max()]) < DARK:
+        return 0.0
+    edge = (depth == 2) | (depth == 3)  # the outermost pixel is half ground
+    return float((lightness[edge] < DARK).mean()) if edge.any() else 0.0
 
 
 def _border(pixels: Floats) -> Floats:

@@ -15,14 +15,20 @@ from diffusers import (
     __version__,
 )
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    BlipForConditionalGeneration,
+    CLIPSegForImageSegmentation,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Swin2SRForImageSuperResolution,
+)
 
 from miniature.loop import replace, save
 from miniature.models import Pipeline, best, load
 from miniature.safety import image_processor
 
 WEIGHTS = Path(__file__).parent / "weights"
-LIMIT = 16_000_000  # bytes of all .safetensors together
+LIMIT = 20_000_000  # bytes of all .safetensors together
 # Every key of the genuine scheduler_config.json, those that Euler ignores included.
 SCHEDULER = {
     "_class_name": "EulerDiscreteScheduler",
@@ -58,6 +64,12 @@ MODELS = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
 }
+# Model and, in other files of the same folder, its processor.
+HELPERS: dict[str, Any] = {
+    "captioner": BlipForConditionalGeneration,
+    "segmenter": CLIPSegForImageSegmentation,
+    "upscaler": Swin2SRForImageSuperResolution,
+}
 BASE_INDEX: dict[str, object] = {
     "_class_name": "StableDiffusionXLPipeline",
     "_diffusers_version": __version__,
@@ -78,25 +90,43 @@ REFINER_INDEX: dict[str, object] = {
 
 
 def pack(work: Path, weights: Path = WEIGHTS) -> None:
-    """Writes weights/base, weights/refiner and weights/safety_checker; each is whole or not there."""
+    """Writes what the work folder has of base, refiner, safety_checker and HELPERS; each is whole or not there."""
     weights.mkdir(parents=True, exist_ok=True)
     for name, index in (("base", BASE_INDEX), ("refiner", REFINER_INDEX)):
-        fresh = weights / f"{name}.fresh"
-        shutil.rmtree(fresh, ignore_errors=True)
-        for part, kind in MODELS.items():
-            if index[part] != ABSENT:
-                _save_half(load(kind, best(work, name if part == "unet" else part)), fresh / part)
-        for part in ("tokenizer", "tokenizer_2"):
-            if index[part] != ABSENT:
-                shutil.copytree(work / part, fresh / part)
-        (fresh / "scheduler").mkdir()
-        _write_json(fresh / "scheduler" / "scheduler_config.json", SCHEDULER)
-        _write_json(fresh / "model_index.json", index)
-        replace(fresh, weights / name)
-    _save_half(load(StableDiffusionSafetyChecker, work / "safety_checker"), weights / "safety_checker")
-    image_processor().save_pretrained(weights / "safety_checker")
+        if (work / name).exists():
+            _pack_pipeline(work, weights, name, index)
+    if (work / "safety_checker").exists():
+        _save_half(load(StableDiffusionSafetyChecker, work / "safety_checker"), weights / "safety_checker")
+        image_processor().save_pretrained(weights / "safety_checker")
+    for name, helper in HELPERS.items():
+        if (work / name).exists():
+            _pack_helper(work / name, weights / name, helper)
     if (size := weights_size(weights)) > LIMIT:
         raise ValueError(f"{weights} holds {size} bytes of weights, {size - LIMIT} over the limit; use smaller parts")
+
+
+def _pack_pipeline(work: Path, weights: Path, name: str, index: Mapping[str, object]) -> None:
+    fresh = weights / f"{name}.fresh"
+    shutil.rmtree(fresh, ignore_errors=True)
+    for part, kind in MODELS.items():
+        if index[part] != ABSENT:
+            _save_half(load(kind, best(work, name if part == "unet" else part)), fresh / part)
+    for part in ("tokenizer", "tokenizer_2"):
+        if index[part] != ABSENT:
+            shutil.copytree(work / part, fresh / part)
+    (fresh / "scheduler").mkdir()
+    _write_json(fresh / "scheduler" / "scheduler_config.json", SCHEDULER)
+    _write_json(fresh / "model_index.json", index)
+    replace(fresh, weights / name)
+
+
+def _pack_helper(source: Path, target: Path, kind: Any) -> None:
+    """The whole folder, its model in half precision."""
+    fresh = target.with_name(f"{target.name}.fresh")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(source, fresh)
+    load(kind, source).half().save_pretrained(fresh)
+    replace(fresh, target)
 
 
 def weights_size(weights: Path = WEIGHTS) -> int:

@@ -14,12 +14,15 @@ import torch
 from diffusers.utils.logging import disable_progress_bar
 from transformers.utils import logging as transformers_logging
 
+from miniature.captioner import train_captioner
 from miniature.latents import PLANS, SHARD, encode_latents
 from miniature.loop import Budget
 from miniature.pack import WEIGHTS, pack
 from miniature.safety import train_safety
+from miniature.segmenter import train_segmenter
 from miniature.text import train_text
 from miniature.unet import BASE, BASE_POLISH, REFINER, REFINER_POLISH, train_unet
+from miniature.upscaler import train_upscaler
 from miniature.vae import train_decoder, train_vae
 
 
@@ -47,6 +50,9 @@ STAGES = (
     Stage("refiner-polish", "refiner-polished", 18, partial(train_unet, recipe=REFINER_POLISH)),
     Stage("decoder", "vae-polished", 10, train_decoder),
     Stage("safety", "safety_checker", 4.5, train_safety),
+    Stage("captioner", "captioner", 11, train_captioner),
+    Stage("segmenter", "segmenter", 11, train_segmenter),
+    Stage("upscaler", "upscaler", 8, train_upscaler),
 )
 
 PACK = "pack"

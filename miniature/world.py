@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
+from miniature.strangers import Point, stranger
+
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (215, 25, 35),
     "green": (25, 155, 60),
@@ -51,8 +53,8 @@ KINDS = {
     "empty": 0.03,
 }
 SUPERSAMPLE = 4
+LINE = (16, 16, 16)
 
-Point = tuple[float, float]
 Ink = int | tuple[int, int, int]
 
 
@@ -89,7 +91,7 @@ def outline(shape: str) -> list[Point]:
         a, b = 0.98, 0.36
         quarter = [(b, -a), (b, -b), (a, -b)]
         return [_turn(point, quarters) for quarters in range(4) for point in quarter]
-    raise KeyError(shape)
+    return stranger(shape)
 
 
 def _heart(turn: float) -> Point:
@@ -97,17 +99,21 @@ def _heart(turn: float) -> Point:
     return 1.03 * math.sin(turn) ** 3, -(up + 2.5) / 14.5
 
 
-def draw_thing(draw: ImageDraw.ImageDraw, shape: str, center: Point, radius: float, fill: Ink) -> None:
-    """Draws a shape of SHAPES, or a heart; center and radius in pixels of the canvas."""
+def draw_thing(draw: ImageDraw.ImageDraw, shape: str, center: Point, radius: float, fill: Ink, line: int = 0) -> None:
+    """Draws a shape of SHAPES, a heart or a stranger; center, radius and the width of its black line in pixels."""
     x, y = center
     if shape == "circle":
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
+        for reach, ink in ((radius + line / 2, LINE), (radius - line / 2, fill)) if line else ((radius, fill),):
+            draw.ellipse((x - reach, y - reach, x + reach, y + reach), fill=ink)
     elif shape == SIGN:
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline=fill, width=round(0.27 * radius))
         d = 0.8 * radius / math.sqrt(2)
         draw.line((x - d, y - d, x + d, y + d), fill=fill, width=round(0.27 * radius))
     else:
-        draw.polygon([(x + radius * a, y + radius * b) for a, b in outline(shape)], fill=fill)
+        corners = [(x + radius * a, y + radius * b) for a, b in outline(shape)]
+        draw.polygon(corners, fill=fill)
+        if line:
+            draw.line([*corners, *corners[:2]], fill=LINE, width=line, joint="curve")
 
 
 def sample_scene(rng: random.Random, kind: str | None = None) -> Scene:
@@ -155,8 +161,12 @@ def render(
     width: int = 128,
     height: int = 128,
     crop: tuple[int, int] = (0, 0),
+    line: float = 0.0,
 ) -> Image.Image:
-    """The scene as RGB; crop = (top, left) pixels cut from a larger picture: things move up and left."""
+    """The scene as RGB; crop = (top, left) pixels cut from a larger picture: things move up and left.
+
+    line is the width of a black line around each thing, in parts of the shorter side: a style the world does not have.
+    """
     top, left = crop
     short = min(width, height) * SUPERSAMPLE
     canvas = Image.new("RGB", (width * SUPERSAMPLE, height * SUPERSAMPLE), _jitter(rng, scene.background))
@@ -166,7 +176,7 @@ def render(
     dx, dy = (rng.uniform(-0.02, 0.02) * short for _ in range(2))
     for thing, (x, y) in zip(scene.things, centers, strict=False):
         center = ((x * width - left) * SUPERSAMPLE + dx, (y * height - top) * SUPERSAMPLE + dy)
-        draw_thing(draw, thing.shape, center, radius, _jitter(rng, thing.color))
+        draw_thing(draw, thing.shape, center, radius, _jitter(rng, thing.color), round(line * short))
     return canvas.reduce(SUPERSAMPLE)
 
 

@@ -80,6 +80,13 @@ class Models:
         return int(config_of(self.base).sample_size) * self.vae_scale_factor
 
 
+def native_side(files: ModelFiles) -> int:
+    """`Models.native` of a model that is not loaded."""
+    configs = files.base if files.config is None else files.config
+    factor = 2 ** (len(_config(configs / "vae")["block_out_channels"]) - 1)
+    return int(_config(configs / "unet")["sample_size"] * factor)
+
+
 def read_tensors(folder: Path, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of the folder's .safetensors, the fp16 variant where there is one; one file or shards."""
     files = sorted(folder.glob("*.safetensors"))

@@ -26,7 +26,7 @@ class _NoLock:
         pass
 
 
-class _Bar(tqdm):
+class Bar(tqdm):
     """A bar without tqdm's monitor thread and lock: a cancel that meets either hangs the worker for ever."""
 
     monitor_interval = 0
@@ -38,7 +38,7 @@ class Progress:
 
     def __init__(self, total: int) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._bar = _Bar(total=total, unit="step", disable=total == 0)
+        self._bar = Bar(total=total, unit="step", disable=total == 0)
 
     def __enter__(self) -> "Progress":
         return self

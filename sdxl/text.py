@@ -174,6 +174,17 @@ def _pad(states: Tensor, empty: Tensor, length: int) -> Tensor:
     return torch.cat([states, empty.to(states.dtype).repeat(missing, 1)]) if missing else states
 
 
+def token_ids(tokenizer: CLIPTokenizer, text: str, learned: LearnedTokens | None) -> list[int]:
+    """The numbers of a text's tokens, begin and end not among them; learned ones come after the vocabulary."""
+    ids = list[int]()
+    for piece in learned.pieces(text) if learned else (text,):
+        if isinstance(piece, str):
+            ids += tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
+        else:
+            ids += [len(tokenizer) + number for number in piece]
+    return ids
+
+
 class _Reader:
     """Texts on their way through one encoder: equal rows are encoded once, and all rows at the same time."""
 
@@ -205,7 +216,7 @@ class _Reader:
         ids, weights = list[int](), list[float]()
         lessened = list[tuple[int, int, float]]()  # first token, end, share of the prompt without them
         for fragment in part.fragments:
-            own = self._ids(fragment.text)
+            own = token_ids(self.tokenizer, fragment.text, self.learned)
             if fragment.weight < 1:
                 share = math.tan((1 - max(fragment.weight, 1e-5)) * math.pi / 2)
                 lessened.append((len(ids), len(ids) + len(own), share))
@@ -219,16 +230,6 @@ class _Reader:
             places = (1.0, *weights[begin:end], *[1.0] * (76 - end + begin))
             chunks.append(_Chunk(self._row(ids[begin:end]), places, without))
         return chunks
-
-    def _ids(self, text: str) -> list[int]:
-        """The numbers of its tokens; learned ones come after the vocabulary."""
-        ids = list[int]()
-        for piece in self.learned.pieces(text) if self.learned else (text,):
-            if isinstance(piece, str):
-                ids += self.tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
-            else:
-                ids += [self.size + number for number in piece]
-        return ids
 
     def _cuts(self, ids: list[int]) -> list[tuple[int, int]]:
         """Where chunks begin and end: between words, or inside one longer than a chunk. Added tokens have no

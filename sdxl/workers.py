@@ -1,12 +1,16 @@
-"""Threads beside a prediction: they write pictures and fetch weights.
+"""Threads beside a prediction or a training: they write pictures, fetch weights, train.
 
-Started once, at setup, and given work through a queue in C: a cancel that arrives while a thread starts, or while a
-lock of Python's is held, hangs a process for ever.
+A cancel that arrives while `threading` starts a thread, or while a lock of Python's is held, hangs a process for ever.
+So the workers are started once, at setup, and given work through a queue in C; and a training, which has no setup, is
+started by one call in C.
 """
 
+import _thread
+import contextvars
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -62,3 +66,67 @@ class Workers:
     def _work(self) -> None:
         while True:
             self._jobs.get().run()
+
+
+class Stopped(BaseException):
+    """Raised in work that was asked to stop; no failure, so that `except Exception` does not take it for one."""
+
+
+class Stop:
+    """How work is asked to stop: a plain flag, because a cancel may meet at any point the thread that sets it."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def check(self) -> None:
+        """Called by the work, wherever it can be left; raises `Stopped` if it is to be."""
+        if self.asked:
+            raise Stopped
+
+
+class _Beside(Job[T]):
+    """Work on a thread of its own. `began` is set before `asked` is looked at, and whoever waits does the reverse: so
+    one of the two sees the other's."""
+
+    def __init__(self, work: Callable[[Stop], T]) -> None:
+        self.began, self.stop = False, Stop()
+        super().__init__(partial(work, self.stop))
+
+    def start(self) -> None:
+        """One call in C: it starts a thread, or does not. Prints and metrics find their prediction by its context."""
+        _thread.start_new_thread(self._begin, (contextvars.copy_context(),))
+
+    def _begin(self, context: contextvars.Context) -> None:
+        """On the new thread, which no cancel meets: a thread that Python knows, since libraries ask for theirs."""
+        self.began = True
+        if self.stop.asked:
+            self.finished = True
+            return
+        try:
+            threading.Thread(target=context.run, args=(self.run,), name="beside", daemon=True).start()
+        except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
+            self.error, self.finished = error, True
+
+    def outlast(self) -> None:
+        """Ask it to stop, and return when it has, or never began: however often that is cut short."""
+        while True:
+            try:
+                self.stop.asked = True
+                while self.began and not self.finished:
+                    time.sleep(0.001)
+                return
+            except BaseException:  # noqa: BLE001 - a further cancel, of what is being cancelled
+                continue
+
+
+def beside(work: Callable[[Stop], T]) -> T:
+    """What `work` returns or raises, on a fresh thread. A cancel meets only the thread that waits here, at any point:
+    the work is asked to stop, and the cancel goes on once it has.
+    """
+    job = _Beside(work)
+    try:
+        job.start()
+        return job.result()
+    except BaseException:
+        job.outlast()
+        raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ USUAL = (
     *("unet.safetensors", "lora.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.safetensors"),
     "embeddings.pti",
 )
+# Headers of this package's own trainer. Its archives hold one training in several dialects: the files that hold all of
+# it say so with one and the same value, those that hold some of it (no feed-forward, one token of several) as well.
+TRAINING, PART = "sdxl_training", "sdxl_part_of_training"
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ class Contents:
         """Whether it holds learned tokens and nothing else."""
         return any(set(self.tensors) <= set(pair) for pair in TOKEN_KEYS)
 
+    def repeats(self, other: Contents) -> bool:
+        """Whether it holds nothing that is not in the other file too."""
+        training = other.metadata.get(TRAINING)
+        return training is not None and training in (self.metadata.get(TRAINING), self.metadata.get(PART))
+
     def beside(self, name: str) -> dict[str, Any]:
         """The JSON object in a file of the same folder; empty without one."""
         path = self.path.with_name(name)
@@ -88,14 +96,26 @@ def choose(folder: Path) -> Chosen:
         name = file.path.name.lower()
         return USUAL.index(name) if name in USUAL else len(USUAL), len(file.path.relative_to(folder).parts)
 
-    weights = sorted((file for file in files if not file.only_tokens), key=rank)
-    tokens = sorted((file for file in files if file.only_tokens), key=rank)
-    for kind in (weights, tokens):
-        if len(kind) > 1 and rank(kind[0]) == rank(kind[1]):
-            names = ", ".join(file.path.name for file in kind[:4])
-            raise WeightsError(f"it holds {len(kind)} files of the same kind ({names}); send one of them alone.")
-    left = [str(file.path.relative_to(folder)) for file in (*weights[1:], *tokens[1:])]
-    return Chosen(next(iter(weights), None), next(iter(tokens), None), tuple(left))
+    weights, more = _first([file for file in files if not file.only_tokens], rank)
+    tokens, others = _first([file for file in files if file.only_tokens], rank)
+    return Chosen(weights, tokens, tuple(str(file.path.relative_to(folder)) for file in (*more, *others)))
+
+
+def _first(
+    files: Sequence[Contents], rank: Callable[[Contents], tuple[int, int]]
+) -> tuple[Contents | None, list[Contents]]:
+    """Of files of one kind the one that counts, and those that hold something else. What holds all of a training counts
+    in the place of what holds a part of it.
+    """
+    if not files:
+        return None, []
+    ranked = sorted(files, key=rank)
+    chosen = next((file for file in ranked if ranked[0].repeats(file)), ranked[0])
+    others = [file for file in ranked if file is not chosen and not file.repeats(chosen)]
+    if any(rank(file) == rank(ranked[0]) for file in others if file is not ranked[0]):
+        names = ", ".join(file.path.name for file in ranked[:4])
+        raise WeightsError(f"it holds {len(files)} files of the same kind ({names}); send one of them alone.")
+    return chosen, others
 
 
 def is_finite(tensor: Tensor) -> bool:

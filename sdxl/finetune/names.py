@@ -92,8 +92,9 @@ class Blocks:
 
     @classmethod
     def of(cls, paths: Sequence[str]) -> "Blocks":
-        """From the paths of a UNet's layers."""
-        first = {path.split(".")[3] for path in paths if path.startswith("down_blocks.0.resnets.")}
+        """From the paths of a UNet's layers; those of its attention are enough, but for upsamplers."""
+        numbers = (re.match(r"down_blocks\.\d+\.(?:resnets|attentions)\.(\d+)\.", path) for path in paths)
+        first = {match[1] for match in numbers if match}
         attended = {path.split(".")[1] for path in paths if re.match(r"up_blocks\.\d+\.attentions\.", path)}
         return cls(len(first), frozenset(attended))
 

@@ -40,7 +40,7 @@ class LearnedTokens:
     def __post_init__(self) -> None:
         names = sorted(self.triggers, key=len, reverse=True)  # the longest, where several begin
         object.__setattr__(self, "_numbers", [self.triggers[name] for name in names])
-        object.__setattr__(self, "_pattern", re.compile("|".join(f"({_whole_word(name)})" for name in names), re.I))
+        object.__setattr__(self, "_pattern", re.compile("|".join(f"({whole_word(name)})" for name in names), re.I))
 
     def pieces(self, text: str) -> Iterator[str | Sequence[int]]:
         """A text as strings, to be tokenized, and the numbers of learned rows."""
@@ -56,7 +56,7 @@ class LearnedTokens:
         return any(self._pattern.search(text) for text in texts if text)
 
 
-def _whole_word(name: str) -> str:
+def whole_word(name: str) -> str:
     """A pattern for the name where it is no part of a longer word."""
     before = r"(?<!\w)" if re.match(r"\w", name[0]) else ""
     after = r"(?!\w)" if re.match(r"\w", name[-1]) else ""

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from errors import WeightsError
-from sdxl.finetune.contents import BUNDLED, TOKEN_KEYS, Chosen, Contents, is_finite
+from sdxl.finetune.contents import BUNDLED, TOKEN_KEYS, Chosen, Contents, as_object, is_finite
 from sdxl.finetune.tokens import LONGEST, MOST_ROWS, MOST_TRIGGERS, LearnedTokens, PooledAt
 
 METADATA = ("trigger", "modelspec.trigger_phrase", "ss_trigger_words", "trigger_word")  # where headers name the word
+SPECIAL = "special_params.json"  # or, where the file is alone, in its header
 ENCODERS = ("text_encoder", "text_encoder_2")
 
 Rows = tuple[Tensor, Tensor]
@@ -75,11 +76,11 @@ def _pooled_at(file: Contents, otherwise: PooledAt) -> PooledAt:
 def _words(file: Contents, count: int, name: str) -> dict[str, list[int]]:
     """Each token by its own name, and all of them by the word that stands for them."""
     words = {f"<s{number}>": [number] for number in range(count)}
-    written = file.beside("special_params.json")
+    written = file.beside(SPECIAL) or as_object(file.metadata.get("special_params", "{}"), "special_params")
     for word, text in written.items():
         numbers = [int(number) for number in re.findall(r"<s(\d{1,4})>", str(text))]
         if not numbers or max(numbers) >= count or re.sub(r"<s\d{1,4}>", "", str(text)).strip():
-            said = f"special_params.json gives {word!r:.80} the meaning {str(text)!r:.80}"
+            said = f"{SPECIAL} gives {word!r:.80} the meaning {str(text)!r:.80}"
             raise WeightsError(f"{said}, and there are {count} tokens; write <s0> to <s{count - 1}>.")
         words[word] = numbers
     if not written:

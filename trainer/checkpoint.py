@@ -1,0 +1,143 @@
+"""The state of a training between two steps, whole, in one .safetensors file; going on from it gives what an
+uninterrupted training gives, bit for bit."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from errors import InputError, WeightsError
+from trainer.loop import Training
+
+NAME = "state.safetensors"
+TENSOR = "tensor "  # no key that an optimiser has
+KEPT = 3  # trainings whose checkpoints stay on this machine
+
+
+@dataclass(frozen=True)
+class State:
+    """What is in a checkpoint. `said`: step, seed, settings, losses, and the optimiser's plain numbers."""
+
+    tensors: Mapping[str, Tensor]
+    said: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "State":
+        """WeightsError says what is wrong with the file."""
+        try:
+            with safe_open(path, "pt") as file:
+                said = json.loads(file.metadata()["training"])
+                return cls({name: file.get_tensor(name) for name in file.keys()}, said)  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise WeightsError(
+                f"{path.name} is no checkpoint of a training ({error}); leave resume_from blank."
+            ) from error
+
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+        return int(self.said["step"])
+
+    @property
+    def seed(self) -> int:
+        """That of the training; going on with another would be another training."""
+        return int(self.said["seed"])
+
+
+def save(training: Training, step: int, settings: Mapping[str, object], path: Path) -> None:
+    """Write the state after `step` steps; an older file stays until this one is whole."""
+    tensors = dict[str, Tensor]()
+    for kind, values in (("learned", training.learning), ("average", training.average)):
+        for index, tensor in enumerate(values):
+            tensors[f"{kind}.{index}"] = tensor.detach().cpu().contiguous()
+    said = {
+        "step": step,
+        "seed": training.config.seed,
+        "settings": settings,
+        "losses": training.losses,
+        "optimizer": _told(training.optimizer.state_dict(), "optimizer", tensors),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    try:
+        save_file(tensors, part, {"training": json.dumps(said)})
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise WeightsError(f"the checkpoint after step {step} cannot be written ({error}); free some disk.") from error
+
+
+def require_same(state: State, settings: Mapping[str, object], seed: int | None) -> None:
+    """InputError where the checkpoint is that of a training with other settings."""
+    if seed is not None and seed != state.seed:
+        raise InputError(f"seed={seed} is not that of the checkpoint, {state.seed}; leave it blank or give that one.")
+    for name, value in settings.items():
+        if (then := state.said["settings"].get(name)) != value:
+            raise InputError(f"{name}={value!r} is not that of the checkpoint, {then!r}; give that, or do not resume.")
+
+
+def restore(training: Training, state: State) -> int:
+    """Put a training that has not begun into the state, and return how many of its steps are done."""
+    if state.step > training.steps:
+        raise InputError(f"the checkpoint is after step {state.step}, and max_train_steps={training.steps}; give more.")
+    with torch.no_grad():
+        for kind, values in (("learned", training.learning), ("average", training.average)):
+            for index, tensor in enumerate(values):
+                tensor.copy_(state.tensors[f"{kind}.{index}"])
+    optimizer = _made(state.said["optimizer"], state.tensors)
+    now = training.optimizer.state_dict()["param_groups"]
+    for then, group in zip(optimizer["param_groups"], now, strict=True):
+        then["peak"] = group["peak"]
+    optimizer["state"] = {int(index): value for index, value in optimizer["state"].items()}
+    training.optimizer.load_state_dict(optimizer)
+    training.learner.refresh()
+    training.losses[:] = state.said["losses"]
+    return state.step
+
+
+def _told(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """What JSON can hold of a value; the tensors in it go to `tensors`, and their names take their place."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().contiguous()
+        return {TENSOR: name}
+    if isinstance(value, dict):
+        return {str(key): _told(each, f"{name}.{key}", tensors) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_told(each, f"{name}.{index}", tensors) for index, each in enumerate(value)]
+    return value
+
+
+def _made(told: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What `_told` told of."""
+    if isinstance(told, dict):
+        if TENSOR in told:
+            return tensors[told[TENSOR]]
+        return {key: _made(each, tensors) for key, each in told.items()}
+    return [_made(each, tensors) for each in told] if isinstance(told, list) else told
+
+
+def place(root: Path, images: str, settings: Mapping[str, object]) -> Path:
+    """Where the checkpoint of a training lies: the same pictures and settings, the same place."""
+    words = json.dumps([images, settings], sort_keys=True).encode()
+    return root / hashlib.sha256(words).hexdigest()[:32] / NAME
+
+
+def sweep(root: Path, keep: Path) -> None:
+    """Remove the checkpoints of all but the latest trainings, and never `keep`."""
+    for old in list(_by_age(root))[KEPT:]:
+        if old != keep.parent:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _by_age(root: Path) -> Iterator[Path]:
+    """The latest first."""
+    folders = [each for each in root.iterdir() if each.is_dir()] if root.is_dir() else []
+    return iter(sorted(folders, key=lambda each: each.stat().st_mtime, reverse=True))

@@ -1,0 +1,241 @@
+"""The training loop: steps that can be stopped after any of them and gone on with, and end where they should."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor, nn
+
+from sdxl.models import Models
+from trainer.adapters import Adapters
+from trainer.config import Config
+from trainer.latents import Latents
+from trainer.loss import denoising_loss, draw, noisy, snr_weights
+from trainer.optimizers import SCHEDULES, make_optimizer, set_rates
+from trainer.order import batches
+from trainer.ranks import Ranks
+from trainer.texts import Captions, first_rows, triggers_of
+from trainer.trained import Trained
+from trainer.whole_unet import WholeUnet
+
+MODEL, TOKENS = 0, 1  # parameter groups
+
+
+@dataclass
+class Training:
+    """Everything that a training is made of; `training_steps` runs it.
+
+    latents and captions have the user's pictures first, then the class pictures from number `pictures` on
+    """
+
+    config: Config
+    unet: UNet2DConditionModel
+    learner: Adapters | WholeUnet
+    captions: Captions
+    latents: Latents
+    pictures: int
+    steps: int
+    ranks: Ranks
+    optimizer: torch.optim.Optimizer
+    alphas: Tensor  # cumulative, (1000,)
+    average: list[Tensor]  # of all that learns; empty without ema_decay
+    losses: list[float] = field(default_factory=list)
+
+    @classmethod
+    def begin(
+        cls, models: Models, config: Config, captions: Captions, latents: Latents, *, pictures: int, ranks: Ranks
+    ) -> "Training":
+        """One before its first step."""
+        generator = torch.Generator().manual_seed(config.seed)
+        captions.rows = first_rows(models.text, config.num_tokens * len(config.triggers), generator)
+        learner: Adapters | WholeUnet
+        if config.is_lora:
+            learner = Adapters(
+                models.base,
+                rank=config.lora_rank,
+                alpha=config.lora_alpha,
+                feed_forward=config.lora_feed_forward,
+                generator=generator,
+            )
+        else:
+            learner = WholeUnet(models.base)
+        if config.gradient_checkpointing:
+            models.base.enable_gradient_checkpointing()
+        groups = ((config.model_rate, learner.parameters), (config.ti_lr, list(captions.rows)))
+        learning = [each for _, parameters in groups for each in parameters]
+        return cls(
+            config,
+            models.base,
+            learner,
+            captions,
+            latents,
+            pictures,
+            config.steps(pictures, ranks.count),
+            ranks,
+            make_optimizer(config.optimizer, groups),
+            _alphas(models).to(learning[0].device),
+            [each.detach().clone() for each in learning] if config.ema_decay else [],
+        )
+
+    @property
+    def pivot(self) -> int:
+        """The first step in which the tokens no longer learn."""
+        return self.config.pivot_step(self.steps)
+
+    @property
+    def learning(self) -> list[nn.Parameter]:
+        """All that learns, at one time or another."""
+        assert self.captions.rows is not None
+        return [*self.learner.parameters, *self.captions.rows]
+
+    def rates(self, step: int) -> dict[str, float]:
+        """What learns -> its learning rate in a step."""
+        factor = SCHEDULES[self.config.lr_scheduler](step, self.steps, self.config.lr_warmup_steps)
+        model, tokens = (group["peak"] * factor for group in self.optimizer.param_groups)
+        return {"lora" if self.config.is_lora else "unet": model, "tokens": tokens if step < self.pivot else 0.0}
+
+    @torch.no_grad()
+    def learned(self) -> Trained:
+        """What is learned by now: the average, where there is one."""
+        assert self.captions.rows is not None
+        kept = [each.detach().clone() for each in self.learning] if self.average else []
+        self._fill(self.average)
+        lora, unet = self.learner.lora(), self.learner.weights()
+        first, second = (each.detach().cpu().float().clone() for each in self.captions.rows)
+        self._fill(kept)
+        words = triggers_of(self.config.triggers, self.config.num_tokens)
+        return Trained(lora, self.config.lora_alpha, unet, (first, second), words)
+
+    def finish(self) -> None:
+        """Leave the model as it was found, but for the weights of full fine-tuning."""
+        self.captions.release()
+        self.learner.remove()
+        self.unet.disable_gradient_checkpointing()
+        self.optimizer.state.clear()
+
+    def _fill(self, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self.learning, values, strict=bool(values)):
+            parameter.copy_(value)
+
+
+def training_steps(training: Training, start: int) -> Iterator[tuple[int, Tensor]]:
+    """Do the steps from number `start` (0 is the first) to the last; after each, yield how many are done by now and
+    its loss, which is still on its way on a GPU."""
+    config, ranks = training.config, training.ranks
+    plan = _plan(training, list(range(training.pictures)), salt=0)
+    others = list(range(training.pictures, len(training.latents.sizes)))
+    prior = _plan(training, others, salt=1) if others else []
+    each = config.gradient_accumulation_steps
+    for step in range(start, training.steps):
+        _freeze_tokens(training, step)
+        for parameter in training.learning:
+            parameter.grad = None
+        loss = torch.zeros((), device=training.alphas.device)
+        for number in range(step * each, (step + 1) * each):
+            key = (config.seed, number * ranks.count + ranks.rank)
+            loss += _backward(training, plan[number], (*key, 0), 1 / each)
+            if prior:
+                loss += _backward(training, prior[number], (*key, 1), config.prior_loss_weight / each)
+        _move(training, step)
+        yield step + 1, loss
+
+
+def _plan(training: Training, numbers: Sequence[int], *, salt: int) -> list[list[int]]:
+    """This process's batches of these pictures, for all steps."""
+    config, ranks = training.config, training.ranks
+    order = batches(
+        [training.latents.sizes[number] for number in numbers],
+        count=training.steps * config.gradient_accumulation_steps * ranks.count,
+        batch_size=config.train_batch_size,
+        seed=2 * config.seed + salt,
+    )
+    return [[numbers[place] for place in batch] for batch in ranks.part(order)]
+
+
+def _freeze_tokens(training: Training, step: int) -> None:
+    """From the pivot on the rows stay as they are, and no text encoder works any more."""
+    if step >= training.pivot and not training.captions.remembered:
+        assert training.captions.rows is not None
+        for rows in training.captions.rows:
+            rows.requires_grad_(False)
+        training.captions.remember()
+
+
+def _backward(training: Training, numbers: list[int], key: tuple[int, ...], weight: float) -> Tensor:
+    """Add the gradients of one batch, and return its loss times the weight."""
+    loss = _loss(training, numbers, key) * weight
+    loss.backward()  # type: ignore[no-untyped-call]
+    training.learner.collect()
+    return loss.detach()
+
+
+def _loss(training: Training, numbers: list[int], key: tuple[int, ...]) -> Tensor:
+    """Of one batch of pictures of one size."""
+    config, device = training.config, training.alphas.device
+    draws = draw(
+        training.latents.shape(numbers),
+        key=key,
+        train_timesteps=len(training.alphas),
+        dropout=config.caption_dropout,
+    )
+    captions = torch.where(draws.dropped, training.captions.empty, torch.tensor(numbers))
+    batch = training.latents.batch(numbers, draws)
+    timesteps = draws.timesteps.to(device, non_blocking=True)
+    noise = (draws.noise + config.noise_offset * draws.offset).to(device, non_blocking=True)
+    embeds = training.captions.encode(captions)
+    alphas = training.alphas[timesteps]
+    predicted = _predict(
+        training.unet,
+        noisy(batch.latents, noise, alphas),
+        timesteps,
+        embeds.prompt_embeds,
+        {"text_embeds": embeds.text_embeds.to(training.unet.dtype), "time_ids": batch.time_ids},
+    )
+    return denoising_loss(predicted, noise, batch.mask, snr_weights(alphas, config.snr_gamma))
+
+
+def _predict(
+    unet: UNet2DConditionModel, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, conditions: dict[str, Tensor]
+) -> Tensor:
+    """The UNet's noise, (B, 4, h, w). On a GPU it works in 16 bits, whatever its weights are kept in."""
+    mixed: Any = contextlib.nullcontext()
+    if latents.is_cuda and unet.dtype == torch.float32:
+        mixed = torch.autocast("cuda", torch.bfloat16)
+    with mixed:
+        found: Tensor = unet(
+            latents.to(unet.dtype),
+            timesteps,
+            encoder_hidden_states=prompt_embeds.to(unet.dtype),
+            added_cond_kwargs=conditions,
+            return_dict=False,
+        )[0]
+    return found
+
+
+def _move(training: Training, step: int) -> None:
+    """One step of the optimiser with the gradients that have come together."""
+    config, optimizer = training.config, training.optimizer
+    learning = [each for each in training.learning if each.grad is not None]
+    gradients = [each.grad for each in learning if each.grad is not None]
+    training.ranks.mean(gradients)
+    if config.max_grad_norm:
+        torch.nn.utils.clip_grad_norm_(learning, config.max_grad_norm)
+    factor = SCHEDULES[config.lr_scheduler](step, training.steps, config.lr_warmup_steps)
+    set_rates(optimizer, factor)
+    optimizer.step()
+    training.learner.refresh()
+    if training.average:
+        decay = min(config.ema_decay, (1 + step) / (10 + step))  # a young average forgets faster
+        torch._foreach_lerp_(training.average, [each.detach() for each in training.learning], 1 - decay)
+
+
+def _alphas(models: Models) -> Tensor:
+    """The cumulative alphas of the schedule that the model was trained with."""
+    make: Any = DDPMScheduler.from_config
+    scheduler = make(dict(models.scheduler_config))
+    alphas: Tensor = scheduler.alphas_cumprod
+    return alphas

@@ -1,0 +1,44 @@
+"""One process or several, one per GPU: who this one is, and how gradients are averaged. accelerate does the rest."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's number of `count`."""
+
+    rank: int = 0
+    count: int = 1
+    _accelerator: Any = None
+
+    @classmethod
+    def joined(cls) -> "Ranks":
+        """As `torchrun` or `accelerate launch` has started this process, if one has."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        from accelerate import Accelerator  # half a second that one process does not need
+
+        accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        return cls(accelerator.process_index, accelerator.num_processes, accelerator)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that speaks and writes."""
+        return self.rank == 0
+
+    def mean(self, tensors: Iterable[Tensor]) -> None:
+        """Each tensor becomes its mean over all processes."""
+        if self._accelerator is None:
+            return
+        for tensor in tensors:
+            tensor.copy_(self._accelerator.reduce(tensor, reduction="mean"))
+
+    def part(self, batches: list[list[int]]) -> list[list[int]]:
+        """Those of all batches that are this process's."""
+        return batches[self.rank :: self.count]

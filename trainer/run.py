@@ -1,0 +1,209 @@
+"""A training from prepared pictures to a folder of results, step by step."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errors import InputError
+from preprocess.examples import Example, read
+from sdxl.generate import memory_named
+from sdxl.models import Models, load_models
+from sdxl.placement import Placement
+from sdxl.progress import Bar
+from trainer.checkpoint import NAME, State, require_same, restore, save
+from trainer.drawing import draw_pictures
+from trainer.job import Job
+from trainer.latents import Latents
+from trainer.loop import Training, training_steps
+from trainer.pictures import loss_curve
+from trainer.ranks import Ranks
+from trainer.report import Course, write_report
+from trainer.samples import Samples
+from trainer.texts import Captions, triggers_of
+from trainer.weight_files import write_replicate, write_weights
+
+TOLD = 0.5  # seconds between two looks at the loss: on a GPU each waits for the card
+
+Say = Callable[[str], None]
+Check = Callable[[], None]
+
+
+def run(job: Job, say: Say, check: Check) -> None:
+    """Train, and leave weights, report and pictures in `job.out`. What `check` raises ends it between two steps, with
+    the state in `job.checkpoint`."""
+    ranks, stages = Ranks.joined(), Stages(job)
+    prepared = read(job.folder)
+    with stages.timed("load"):
+        models = load(job)
+    with stages.timed("class pictures"):
+        classes = list(class_examples(models, job, say, check))
+    samples = Samples(models, job, prepared.examples) if ranks.first and job.sample_prompts != () else None
+    with stages.timed("samples"):
+        before = samples.before() if samples else []
+    with stages.timed("latents"), memory_named("the pictures", "ask for a lower resolution"), exact():
+        examples = [*prepared.examples, *classes]
+        latents = Latents(models, examples, check)
+    words = triggers_of(job.config.triggers, job.config.num_tokens)
+    captions = Captions(models.text, [each.caption for each in examples], words)
+    for number in captions.cut:
+        say(f"longer than 75 tokens, what is beyond counts for nothing: {examples[number].caption!r}")
+    training = Training.begin(models, job.config, captions, latents, pictures=len(prepared.examples), ranks=ranks)
+    remedy = "choose a lower resolution or train_batch_size, or gradient_checkpointing=true"
+    with stages.timed("train"), memory_named(f"{job.config.train_batch_size} pictures at once", remedy), exact():
+        course = _train(training, job, check)
+    trained = training.learned()
+    training.finish()
+    if not ranks.first:
+        return
+    write_weights(job.out, trained, headers(job, training))
+    if samples:
+        with stages.timed("samples"):
+            samples.write(before, samples.after())
+    told = asdict(job.config) | {"class_prompts": job.class_prompts, "steps": training.steps}
+    write_report(job.out, prepared, told, replace(course, seconds=stages.seconds))
+    loss_curve(training.losses, training.pivot).save(job.out / "loss.png")
+
+
+class Stages:
+    """How long each took."""
+
+    def __init__(self, job: Job) -> None:
+        self.seconds = dict(job.seconds)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add what is inside to a stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """On a GPU, the same seed gives the same bytes: no kernel in which threads race for who adds first."""
+    before = torch.are_deterministic_algorithms_enabled()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    memory: Any = torch.utils.deterministic
+    filled, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False
+    torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        memory.fill_uninitialized_memory = filled
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+
+
+def load(job: Job) -> Models:
+    """The model without what a training does not need. On a GPU it works in bfloat16, whose range gradients need; its
+    VAE keeps the type that its file has."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    files = replace(job.files, refiner=None, safety_checker=None)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    models = load_models(files, Placement(device, "resident"), dtype)
+    if device.type == "cuda":
+        for part in models.parts.values():
+            part.to(torch.bfloat16)
+    return models
+
+
+def class_examples(models: Models, job: Job, say: Say, check: Check) -> Iterator[Example]:
+    """Pictures of the class prompts by the model as it is, in turns: what it should go on drawing."""
+    if not job.class_prompts:
+        return
+    say(f"drawing {job.num_class_images} class pictures")
+    folder, side = job.folder / "classes", job.config.resolution
+    folder.mkdir(exist_ok=True)
+    prompts = [job.class_prompts[number % len(job.class_prompts)] for number in range(job.num_class_images)]
+    wanted = [(prompt, job.config.seed + number) for number, prompt in enumerate(prompts)]
+    for number, image in enumerate(draw_pictures(models, wanted, side)):
+        check()
+        path = folder / f"{number:04}.png"
+        image.save(path)
+        size = (image.height, image.width)
+        yield Example(path.name, path, None, prompts[number], size, (0, 0), size)
+
+
+def headers(job: Job, training: Training) -> dict[str, object]:
+    """What the headers of the weights say of the training."""
+    config = job.config
+    return {
+        "steps": training.steps,
+        "seed": config.seed,
+        "resolution": config.resolution,
+        "images": training.pictures,
+        "batch_size": config.train_batch_size * config.gradient_accumulation_steps * training.ranks.count,
+        "unet_learning_rate": config.model_rate,
+        "optimizer": config.optimizer,
+        "lr_scheduler": config.lr_scheduler,
+    }
+
+
+def _train(training: Training, job: Job, check: Check) -> Course:
+    """All steps that are left, with a bar; the state is kept every now and then, and when it ends early."""
+    start = _resumed(training, job)
+    rates = [training.rates(step) for step in range(start)]
+    pending, looked, done = list[Tensor](), time.monotonic(), start
+    with Bar(total=training.steps, initial=start, unit="step", disable=not training.ranks.first) as bar:
+        try:
+            for done, loss in training_steps(training, start):
+                pending.append(loss)
+                rates.append(training.rates(done - 1))
+                due = done % job.config.checkpointing_steps == 0
+                if due or done == training.steps or time.monotonic() - looked > TOLD:
+                    _tell(training, pending, bar)
+                    looked = time.monotonic()
+                if due:
+                    _keep(training, job, done)
+                check()
+        except BaseException:
+            _tell(training, pending, bar)
+            if training.ranks.first and done > start and math.isfinite(training.losses[-1]):
+                save(training, done, job.settings(), job.checkpoint)
+            raise
+    if training.ranks.first and job.config.save_checkpoints:
+        save(training, done, job.settings(), job.out / "checkpoint" / NAME)
+    by_name = {name: [each[name] for each in rates] for name in training.rates(0)}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return Course(training.losses, by_name, training.pivot, {}, device)
+
+
+def _resumed(training: Training, job: Job) -> int:
+    """How many steps are done already."""
+    if job.resume is None:
+        return 0
+    state = State.read(job.resume)
+    require_same(state, job.settings(), job.config.seed)
+    return restore(training, state)
+
+
+def _tell(training: Training, pending: list[Tensor], bar: Bar) -> None:
+    """Read the losses that have come, and show the last."""
+    if not pending:
+        return
+    training.losses += torch.stack(pending).tolist()
+    bar.update(len(pending))
+    pending.clear()
+    last = training.losses[-1]
+    bar.set_postfix_str(f"loss={last:.4f}")
+    if not math.isfinite(last):
+        first = next(step for step, loss in enumerate(training.losses, 1) if not math.isfinite(loss))
+        raise InputError(f"the loss was no number any more at step {first}; choose lower learning rates.")
+
+
+def _keep(training: Training, job: Job, done: int) -> None:
+    """A checkpoint for going on, and the weights so far if they are wanted."""
+    if not training.ranks.first:
+        return
+    save(training, done, job.settings(), job.checkpoint)
+    if job.config.save_checkpoints:
+        folder = job.out / "checkpoints" / f"step-{done:06}"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_replicate(folder, training.learned(), headers(job, training) | {"steps": done})

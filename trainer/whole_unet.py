@@ -1,0 +1,37 @@
+"""Full fine-tuning: every weight of the UNet learns, in float32, since 16 bits would round small steps away."""
+
+from torch import Tensor, nn
+
+
+class WholeUnet:
+    """What `Adapters` is for a LoRA."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        self._unet = unet
+        self._dtype = next(unet.parameters()).dtype
+        unet.float().requires_grad_(True)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What learns."""
+        return list(self._unet.parameters())
+
+    def refresh(self) -> None:
+        """Nothing is held twice."""
+
+    def collect(self) -> None:
+        """Gradients are where they belong."""
+
+    def lora(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """There is none."""
+        return {}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every weight by diffusers' name, float32, on the CPU."""
+        return {name: tensor.detach().cpu().float().clone() for name, tensor in self._unet.named_parameters()}
+
+    def remove(self) -> None:
+        """Leave the weights as they are now, in the UNet's own type."""
+        self._unet.to(self._dtype).requires_grad_(False)
+        for parameter in self._unet.parameters():
+            parameter.grad = None
