@@ -1,15 +1,16 @@
 """Cog's entry point for trainings. Cog reads the signature without running it: everything in it is a literal."""
 
 import hashlib
+import json
 import os
 import pathlib
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Optional
@@ -25,12 +26,11 @@ from fetch.sources import Tokens
 from limits import checked, stated
 from preprocess import prepare
 from preprocess.archive import unpack
-from preprocess.examples import write
 from preprocess.wishes import Wishes
 from sdxl.models import native_side
 from sdxl.workers import Stop, beside
 from trainer.archive import pack
-from trainer.checkpoint import State, place, sweep
+from trainer.checkpoint import NAME, State, place, require_same, sweep
 from trainer.config import Config
 from trainer.job import Job
 from trainer.launch import train as train_job
@@ -236,64 +236,76 @@ def train(
 
 
 def _train(asked: SimpleNamespace, stop: Stop) -> pathlib.Path:
-    """A training, step by step: check, unpack, fetch, prepare, train, pack. What it has used is gone at the end."""
-    started = time.perf_counter()
-    wishes, config = _wishes(asked), _config(asked)
+    """A training, step by step: check, unpack, prepare, fetch, train, pack. What it has used is gone at the end."""
+    started, model = time.perf_counter(), os.environ.get("SDXL_MODEL")
+    side = asked.resolution or _usual_resolution(model)
+    wishes, config = _wishes(asked, side), _config(asked, side)
     archive = _received("input_images", asked.input_images)
     with ExitStack() as held:
         folder = held.enter_context(_scratch())
         unpacked = unpack(archive, asked.input_images_filetype, folder / "unpacked", check=stop.check)
-        model = os.environ.get("SDXL_MODEL")
-        files = weights.resolve(model)
-        if asked.resolution is None:
-            side = min(DOCUMENTED, native_side(files))
-            wishes, config = replace(wishes, resolution=side), replace(config, resolution=side)
+        settings = _settings(asked, wishes, config)
+        checkpoint = place(weights.cache_root() / "trainings", [_digest(archive), model or "sdxl-1.0"], settings)
+        resume = _resumed(asked, checkpoint, settings, held)
+        if resume and asked.seed is None:
+            config = replace(config, seed=State.read(resume).seed)
+        print(f"Using seed: {config.seed}")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        helper = partial(weights.helper, model)
+        prepared = prepare(unpacked, wishes, helper, folder, device, say=print, check=stop.check)
+        for example in prepared.examples if asked.verbose else ():
+            print(f"{example.name}: {example.size[1]}x{example.size[0]}, {example.caption}")
         job = Job(
             folder=folder,
-            files=files,
+            files=weights.resolve(model),
             config=config,
             class_prompts=_listed(asked.class_prompt) or (),
             num_class_images=asked.num_class_images,
             sample_prompts=() if asked.sample_prompts == "none" else _listed(asked.sample_prompts),
-            checkpoint=folder / "unused",
-            resume=None,
-            seconds={},
+            settings=settings,
+            checkpoint=checkpoint,
+            resume=resume,
+            seconds={"prepare": round(time.perf_counter() - started, 3)},
         )
-        job = _placed(job, asked, _digest(archive), held)
-        print(f"Using seed: {job.config.seed}")
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        helper = partial(weights.helper, model)
-        prepared = prepare(unpacked, wishes, helper, folder, device, say=print, check=stop.check)
-        write(prepared, folder)
-        for example in prepared.examples if asked.verbose else ():
-            print(f"{example.name}: {example.size[1]}x{example.size[0]}, {example.caption}")
-        job = replace(job, seconds={"prepare": round(time.perf_counter() - started, 3)})
         train_job(job, print, stop.check)
         result = _result_folder() / "trained_model.tar"
         pack(job.out, result)
-        shutil.rmtree(job.checkpoint.parent, ignore_errors=True)  # what was learned is in the result
+        shutil.rmtree(checkpoint.parent, ignore_errors=True)  # what was learned is in the result
     return result
 
 
 LIMITS = stated(train)
 
 
-def _wishes(asked: SimpleNamespace) -> Wishes:
+def _usual_resolution(model: Optional[str]) -> int:
+    """The documented one, or the side that a smaller model is made for."""
+    local = weights.local_folder(model)
+    return DOCUMENTED if local is None else min(DOCUMENTED, native_side(weights.resolve(model)))
+
+
+def _wishes(asked: SimpleNamespace, side: int) -> Wishes:
     """What is asked of the pictures."""
     given: dict[str, Any] = {each.name: getattr(asked, each.name, None) for each in fields(Wishes)}
-    return Wishes(**given | {"triggers": _triggers(asked), "resolution": asked.resolution or DOCUMENTED})
+    return Wishes(**given | {"triggers": _triggers(asked), "resolution": side})
 
 
-def _config(asked: SimpleNamespace) -> Config:
+def _config(asked: SimpleNamespace, side: int) -> Config:
     """What is asked of the training; a blank seed is drawn."""
     settled = {
         "triggers": _triggers(asked),
-        "resolution": asked.resolution or DOCUMENTED,
+        "resolution": side,
         "lora_alpha": float(asked.lora_rank if asked.lora_alpha is None else asked.lora_alpha),
         "seed": secrets.randbelow(2**32) if asked.seed is None else asked.seed,
     }
     values: dict[str, Any] = {each.name: getattr(asked, each.name, None) for each in fields(Config)}
     return Config(**values | settled)
+
+
+def _settings(asked: SimpleNamespace, wishes: Wishes, config: Config) -> dict[str, Any]:
+    """What a checkpoint must agree with: all that changes what a step does, as JSON has it."""
+    classes = {name: getattr(asked, name) for name in ("class_prompt", "num_class_images") if asked.class_prompt}
+    found: dict[str, Any] = json.loads(json.dumps(asdict(wishes) | config.settings() | classes))
+    return found
 
 
 def _triggers(asked: SimpleNamespace) -> tuple[str, ...]:
@@ -306,43 +318,40 @@ def _listed(text: Optional[str]) -> Optional[tuple[str, ...]]:
     return parts or None
 
 
+def _local_files() -> list[pathlib.Path]:
+    """What a request may name by its path: script/train says so to its own server."""
+    return [pathlib.Path(path) for path in os.environ.get("SDXL_LOCAL_FILES", "").split(os.pathsep) if path]
+
+
 def _received(name: str, path: object) -> pathlib.Path:
-    """The file that coglet has fetched; a path on this machine only where SDXL_LOCAL_FILES names it."""
-    if isinstance(path, Path):
-        return pathlib.Path(path)
-    if str(path) in os.environ.get("SDXL_LOCAL_FILES", "").split(os.pathsep):
+    """The file that coglet has fetched. What is no upload and no URL it passes on as a string."""
+    if isinstance(path, Path) or pathlib.Path(str(path)) in _local_files():
         return pathlib.Path(str(path))
     raise InputError(f"{name}: {str(path)[:80]!r} is no file; send an http(s) URL or a data: URL.")
 
 
-def _placed(job: Job, asked: SimpleNamespace, images: str, held: ExitStack) -> Job:
-    """The job with the place of its checkpoint, and what it goes on from if that is asked."""
-    root = weights.cache_root() / "trainings"
-    own = place(root, images, job.settings())
-    sweep(root, own)
-    if not (source := (asked.resume_from or "").strip()):
-        return replace(job, checkpoint=own)
-    state = own if source == "last" else _fetched_state(source, held)
-    if not state.is_file():
-        raise InputError(
-            f"resume_from={source!r}: there is no checkpoint of these pictures and settings; leave it blank."
-        )
-    if asked.seed is None:
-        job = replace(job, config=replace(job.config, seed=State.read(state).seed))
-    return replace(job, checkpoint=own, resume=state)
+def _resumed(
+    asked: SimpleNamespace, last: pathlib.Path, settings: Mapping[str, Any], held: ExitStack
+) -> Optional[pathlib.Path]:
+    """The state to go on from, if that is asked: the last one here, or that in the result of another training."""
+    sweep(last)
+    source = (asked.resume_from or "").strip()
+    if not source:
+        return None
+    if source == "last" and not last.is_file():
+        raise InputError("resume_from='last': no training of these pictures and settings has ended early here.")
+    path = last if source == "last" else _fetched_state(source, held)
+    require_same(State.read(path), settings, asked.seed)
+    return path
 
 
 def _fetched_state(source: str, held: ExitStack) -> pathlib.Path:
     """The state in the result of a training with save_checkpoints."""
-    local = [pathlib.Path(path) for path in os.environ.get("SDXL_LOCAL_FILES", "").split(os.pathsep) if path]
-    files = held.enter_context(
-        weights.fine_tune(source, tokens=Tokens(), first="replicate", stop=answers.Stop(), local=local)
-    )
-    found = next(files.folder.rglob("state.safetensors"), None)
+    fetched = weights.fine_tune(source, tokens=Tokens(), first="replicate", stop=answers.Stop(), local=_local_files())
+    files = held.enter_context(fetched)
+    found = next(files.folder.rglob(NAME), None)
     if found is None:
-        raise InputError(
-            f"resume_from: {files.shown} holds no checkpoint/state.safetensors; train with save_checkpoints."
-        )
+        raise InputError(f"resume_from: {files.shown} holds no checkpoint/{NAME}; give a result with save_checkpoints.")
     return found
 
 

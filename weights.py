@@ -68,13 +68,20 @@ def resolve(model: str | None, *, manner: Manner | None = None) -> ModelFiles:
     raise WeightsError(f"SDXL_MODEL={name!r} is neither a known model nor an existing path; {ACCEPTED}")
 
 
+def local_folder(model: str | None) -> Path | None:
+    """The folder of a model that is one, the miniature's among them: resolving it needs no network."""
+    path = MINIATURE if model == "miniature" else Path(model or "sdxl-1.0").expanduser()
+    return path if path.is_dir() else None
+
+
 def helper(model: str | None, part: str, *, manner: Manner | None = None) -> Path:
     """The folder of a model that prepares pictures for a training: "captioner" (BLIP), "segmenter" (CLIPSeg) or
     "upscaler" (Swin2SR). The miniature has its own, a folder may; all others use the public ones.
     """
-    name = (model or "sdxl-1.0").strip()
-    own = (MINIATURE if name == "miniature" else Path(name).expanduser()) / part
-    return own if (own / "config.json").is_file() else _hub((part,), manner or Manner())[part]
+    folder = local_folder(model)
+    if folder is not None and (folder / part / "config.json").is_file():
+        return folder / part
+    return _hub((part,), manner or Manner())[part]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The parts of the OpenAPI document that Cog 0.23.1 writes for run() or train()."""
 
 from local.annotations import Json, Ordered, SchemaError
+from local.modes import PREDICT, Mode
 from local.signature import CONSTRAINTS, Parameter, Signature, title_case
 
 TIMES = ("created_at", "started_at", "completed_at")
@@ -37,7 +38,8 @@ def _property(order: int, parameter: Parameter) -> tuple[Json, bool]:
     return schema, required
 
 
-def _components(signature: Signature, prefix: str, name: str) -> Ordered:
+def _components(signature: Signature, mode: Mode) -> Ordered:
+    prefix = mode.prefix
     properties, required, enums = Ordered(), [], Ordered()
     for order, parameter in enumerate(signature.parameters):
         properties[parameter.name], needed = _property(order, parameter)
@@ -55,7 +57,7 @@ def _components(signature: Signature, prefix: str, name: str) -> Ordered:
     if required:
         inputs["required"] = required
     fixed = Ordered({f"{prefix}Input": inputs, f"{prefix}Output": {**signature.output, "title": "Output"}})
-    rest = _fixed_components(prefix, name)
+    rest = _fixed_components(prefix, title_case(mode.noun))
     if taken := enums.keys() & (fixed.keys() | rest.keys()):
         raise SchemaError(f"an input with choices cannot be called {min(taken)}: that is a part of the document")
     return Ordered(fixed | enums | rest)
@@ -106,8 +108,9 @@ def _answer(schema: Json, description: str = "Successful Response") -> Json:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def _paths(noun: str, verb: str, name: str, *, streaming: bool) -> Ordered:
-    """The four paths of one mode: noun is prediction or training."""
+def _paths(mode: Mode, *, streaming: bool) -> Ordered:
+    """The four paths of one mode."""
+    noun, verb, name = mode.noun, mode.verb, title_case(mode.noun)
     invalid = _answer(_ref("HTTPValidationError"), "Validation Error")
     parameter = f"{noun}_id"
     operation: Json = {
@@ -117,7 +120,7 @@ def _paths(noun: str, verb: str, name: str, *, streaming: bool) -> Ordered:
         "requestBody": {"content": {"application/json": {"schema": _ref(f"{name}Request")}}},
         "responses": {"200": _answer(_ref(f"{name}Response")), "422": invalid},
     }
-    if streaming and verb == "predict":
+    if streaming and mode is PREDICT:
         operation["x-cog-streaming"] = True
     identifier = {"title": title_case(parameter), "type": "string"}
     cancel = {
@@ -132,18 +135,17 @@ def _paths(noun: str, verb: str, name: str, *, streaming: bool) -> Ordered:
         {
             "/": {"get": root},
             "/health-check": {"get": health},
-            f"/{noun}s": {"post": operation},
-            f"/{noun}s/{{{parameter}}}/cancel": {"post": cancel},
+            mode.route: {"post": operation},
+            f"{mode.route}/{{{parameter}}}/cancel": {"post": cancel},
         }
     )
 
 
-def document(signature: Signature, verb: str, version: str) -> Json:
-    """The whole document of one mode: verb is predict or train."""
-    noun, name, prefix = ("prediction", "Prediction", "") if verb == "predict" else ("training", "Training", "Training")
+def document(signature: Signature, mode: Mode, version: str) -> Json:
+    """The whole document of one mode."""
     return {
         "openapi": "3.0.2",
         "info": {"title": "Cog", "version": version},
-        "paths": _paths(noun, verb, name, streaming=signature.streaming),
-        "components": {"schemas": _components(signature, prefix, name)},
+        "paths": _paths(mode, streaming=signature.streaming),
+        "components": {"schemas": _components(signature, mode)},
     }

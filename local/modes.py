@@ -5,38 +5,35 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mode:
-    """What is said and asked for in one mode; the words are those of coglet and of Cog's CLI."""
+    """The words are those of Cog's CLI and of coglet.
 
-    verb: str  # of coglet's --x-mode, and of the script
+    verb       what the script and coglet's mode are called
+    noun       what a request is; with an s it is the path on the server
+    prefix     what the names of the schema's components begin with
+    stub       the variable by which coglet is told the entry point
+    output     what the output's file is called, without its ending
+    by_path    whether a server of our own is given the paths of files: those of a training may be larger than requests
+    kept       how many requests' folders stay below coglet's: their answers may still be on the way
+    """
+
+    verb: str
     noun: str
-    doing: str
-    component: str  # of the schema: the inputs
-    stub: str  # the environment variable that tells coglet the entry point
-    output: str  # what a single file of the output is called
-    prefix: str  # of the names of components
+    prefix: str
+    stub: str
+    output: str
+    by_path: bool
+    kept: int
 
     @property
     def route(self) -> str:
-        """The path on the server, without slashes."""
-        return f"{self.noun}s"
+        """The path on the server."""
+        return f"/{self.noun}s"
+
+    @property
+    def component(self) -> str:
+        """The schema of the inputs."""
+        return f"{self.prefix}Input"
 
 
-PREDICT = Mode(
-    verb="predict",
-    noun="prediction",
-    doing="predicting",
-    component="Input",
-    stub="COG_PREDICT_TYPE_STUB",
-    output="output",
-    prefix="",
-)
-TRAIN = Mode(
-    verb="train",
-    noun="training",
-    doing="training",
-    component="TrainingInput",
-    stub="COG_TRAIN_TYPE_STUB",
-    output="trained_model.tar",
-    prefix="Training",
-)
-MODES = {mode.verb: mode for mode in (PREDICT, TRAIN)}
+PREDICT = Mode("predict", "prediction", "", "COG_PREDICT_TYPE_STUB", "output", by_path=False, kept=8)
+TRAIN = Mode("train", "training", "Training", "COG_TRAIN_TYPE_STUB", "trained_model", by_path=True, kept=2)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import yaml
 
+from local.modes import PREDICT, TRAIN, Mode
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -20,6 +22,14 @@ class Package:
     run: str
     train: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
+
+    def entry(self, mode: Mode) -> str:
+        """The entry point of a mode."""
+        found = {PREDICT: self.run, TRAIN: self.train}[mode]
+        if found is None:
+            path = self.folder / "cog.yaml"
+            raise PackageError(f'{path} names no trainer; add a line such as train: "train.py:train"')
+        return found
 
     @classmethod
     def load(cls, folder: Path) -> "Package":

@@ -11,6 +11,7 @@ from typing import Any
 
 from local.annotations import Json, Ordered, SchemaError, Source
 from local.document import document, is_empty
+from local.modes import PREDICT, TRAIN, Mode
 from local.package import ROOT, Package, PackageError
 from local.signature import Signature, find_function, read_signature
 
@@ -23,10 +24,10 @@ def generate(package: Package, *, version: str = COG_VERSION, none_is_required: 
 
     none_is_required accepts `x: int = Input(default=None)`, which Cog turns into a required input.
     """
-    predict = document(_read(package, package.run, none_is_required), "predict", version)
+    predict = document(_read(package, PREDICT, none_is_required), PREDICT, version)
     if package.train is None:
         return _dump(_sorted(predict), indent=None)
-    training = document(_read(package, package.train, none_is_required), "train", version)
+    training = document(_read(package, TRAIN, none_is_required), TRAIN, version)
     return _dump(_merge(predict, training), indent=2)
 
 
@@ -47,11 +48,10 @@ def write(package: Package) -> Path:
     return path
 
 
-def _read(package: Package, reference: str, none_is_required: bool) -> Signature:
-    file, _, name = reference.partition(":")
-    training = reference == package.train
+def _read(package: Package, mode: Mode, none_is_required: bool) -> Signature:
+    file, _, name = package.entry(mode).partition(":")
     source = Source.read(package.folder / file)
-    function = find_function(source, name, methods=() if training else ("run", "predict"))
+    function = find_function(source, name, methods=("run", "predict") if mode is PREDICT else ())
     signature = read_signature(source, function, method=function not in source.tree.body)
     for parameter in signature.parameters:
         if is_empty(parameter) and not none_is_required:

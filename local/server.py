@@ -14,6 +14,7 @@ from types import FrameType
 from local import schema
 from local.annotations import SchemaError
 from local.logs import Log
+from local.modes import PREDICT, TRAIN
 from local.package import ROOT, Package, PackageError
 from local.watchdog import Coglet, SetupFailedError, Watchdog
 from local.workspace import Workspace
@@ -67,6 +68,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="script/serve", description=__doc__)
     parser.add_argument("--host", default=os.environ.get("HOST") or "127.0.0.1", help="HOST, default 127.0.0.1")
     parser.add_argument("--port", type=int, default=os.environ.get("PORT") or 5000, help="PORT, default 5000")
+    parser.add_argument("--train", action="store_true", help="serve trainings instead of predictions")
     parser.add_argument("--upload-url", help="where outputs are PUT instead of being returned as data URLs")
     parser.add_argument("--setup-attempts", type=int, default=3, help="failed setups in a row before giving up")
     parser.add_argument("--package", type=Path, default=ROOT, help="folder with cog.yaml")
@@ -88,15 +90,17 @@ class Stop:
 
 def serve(options: argparse.Namespace, log: Log, stop: Stop) -> None:
     """Serve until told to stop."""
-    package = Package.load(options.package)
+    package, mode = Package.load(options.package), TRAIN if options.train else PREDICT
+    package.entry(mode)
     schema.write(package)
     host = address(options.host)
     check_port(host, options.port)
     variables = environment(package, log)
-    workspace = Workspace()
+    workspace = Workspace(mode.kept)
 
     def start(port: int = options.port) -> Coglet:
-        return Coglet.start(package, workspace, log, variables, host=host, port=port, upload_url=options.upload_url)
+        addressed = {"host": host, "port": port, "upload_url": options.upload_url}
+        return Coglet.start(package, mode, workspace, log, variables, **addressed)
 
     try:
         Watchdog(start, workspace, log, stop.asked, stop.hurry, attempts=options.setup_attempts).run()

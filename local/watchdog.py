@@ -18,6 +18,7 @@ from typing import Any
 import requests
 
 from local.logs import Entry, Log, follow
+from local.modes import Mode
 from local.package import Package
 from local.processes import spawn, stop
 from local.workspace import Workspace
@@ -39,12 +40,14 @@ class Coglet:
 
     process: "Popen[str]"
     url: str
+    mode: Mode
     pump: Thread
 
     @classmethod
     def start(
         cls,
         package: Package,
+        mode: Mode,
         workspace: Workspace,
         log: Log,
         variables: dict[str, str],
@@ -54,13 +57,13 @@ class Coglet:
         upload_url: str | None,
     ) -> "Coglet":
         """Start coglet in the package's folder; `python` there is this Python."""
-        command = [sys.executable, "-m", "cog.server.http", "--host", host]
+        command = [sys.executable, "-m", "cog.server.http", "--host", host, "--x-mode", mode.verb]
         command += ["--upload-url", upload_url] if upload_url else []
         environment = {
             **variables,
             "PATH": f"{Path(sys.executable).parent}:{variables.get('PATH', '')}",
             "PORT": str(port),
-            "COG_PREDICT_TYPE_STUB": package.run,
+            mode.stub: package.entry(mode),
             "LOG_FORMAT": "json",
             "COG_LOG_LEVEL": "debug" if variables.get("COG_LOG_LEVEL") == "debug" else "info",
             "TMPDIR": str(workspace.temporary),
@@ -77,7 +80,7 @@ class Coglet:
         process = spawn(command, folder=package.folder, environment=environment)
         assert process.stdout
         shown = f"[{host}]" if ":" in host else {"0.0.0.0": "127.0.0.1"}.get(host, host)
-        return cls(process, f"http://{shown}:{port}", follow(process.stdout, receive))
+        return cls(process, f"http://{shown}:{port}", mode, follow(process.stdout, receive))
 
     def health(self) -> dict[str, Any]:
         """What coglet says about itself; nothing while it does not answer, which a busy one may not."""
@@ -96,7 +99,7 @@ class Coglet:
             return f"setup failed: {logs.rpartition('setup failed: ')[2].strip()}"
         dead_worker = "channel closed" in health.get("user_healthcheck_error", "")
         if health.get("status") == "DEFUNCT" or dead_worker:
-            return "the process that runs the predictor died (out of memory?)"
+            return "the process that does the work died (out of memory?)"
         return None
 
 
@@ -139,7 +142,7 @@ class Watchdog:
             health = coglet.health()
             if not ready and health.get("status") in ("READY", "BUSY"):
                 ready = True
-                self._log.say(f"ready: POST {coglet.url}/predictions")
+                self._log.say(f"ready: POST {coglet.url}{coglet.mode.route}")
             if trouble := coglet.trouble(health):
                 self._asked.wait(LAST_WORDS)
                 return trouble, ready

@@ -15,15 +15,15 @@ from typing import IO
 
 PREDICTIONS = Path("/tmp/coglet/predictions")
 PREFIX = "cog-local-"
-KEEP = 8  # a response may still be on its way out of the folder of the last few predictions
 SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}")
 
 
 class Workspace:
     """A private temporary folder, locked while in use, so that a later server can remove what a killed one left."""
 
-    def __init__(self) -> None:
-        """Make the folder, and remove those of servers that are gone."""
+    def __init__(self, kept: int) -> None:
+        """Make the folder, and remove those of servers that are gone. The folders of `kept` predictions stay."""
+        self._kept = kept
         remove_stale()
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         self.temporary = self.folder / "tmp"
@@ -38,7 +38,7 @@ class Workspace:
         self._ids.append(prediction)
         with (self.folder / "ids").open("a", encoding="ascii") as file:
             file.write(f"{prediction}\n")
-        while len(self._ids) > KEEP:
+        while len(self._ids) > self._kept:
             _remove_prediction(self._ids.popleft())
 
     def clear(self) -> None:

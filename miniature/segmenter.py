@@ -2,12 +2,13 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPSegProcessor, CLIPTokenizer, ViTImageProcessor
 
 from miniature.gallery import SHAPE, Cover, Exhibit, draw_pool, named
@@ -47,6 +48,7 @@ def train_segmenter(work: Path, budget: Budget) -> None:
     labels = [label(exhibit) for exhibit in exhibits]
     model = make_segmenter(len(processor.tokenizer)).train()
     start_waves(model.clip.vision_model.embeddings.patch_embedding.weight)
+    start_decoder(model.decoder)
     heads = Heads(model.config.vision_config.hidden_size)
     optimizer = Optimizer([model, heads])
     average = Average(model, 0.998)
@@ -64,6 +66,13 @@ def train_segmenter(work: Path, budget: Budget) -> None:
     save(model.eval(), work / "segmenter")
     processor.image_processor.save_pretrained(work / "segmenter")
     processor.tokenizer.save_pretrained(work / "segmenter")
+
+
+@torch.no_grad()
+def start_decoder(decoder: Any) -> None:
+    """Starts the decoder's own layers at a usual scale: the class starts them fifty times larger, and stays there."""
+    for layer in (decoder.film_mul, decoder.film_add, *decoder.reduces, decoder.transposed_convolution):
+        nn.init.xavier_uniform_(layer.weight)
 
 
 def segment(model: Segmenter, tokenizer: CLIPTokenizer, pixels: Tensor, texts: list[str]) -> tuple[Tensor, Tensor]:

@@ -48,16 +48,23 @@ def cut(sources: Sequence[Source], found: Mapping[str, Path], job: Job) -> list[
                 large, inner = image, box
             goal = job.place("images", source.image.name)
             save(_sized(large, inner, source, Image.Resampling.LANCZOS), goal)
-        goal_mask = None
-        if mask:
-            with Image.open(mask) as image:
-                goal_mask = job.place("masks", source.image.name)
-                save(_sized(image, box, source, Image.Resampling.BILINEAR), goal_mask)
-        cuts.append(Cut(source, offset, goal, goal_mask))
+        cuts.append(Cut(source, offset, goal, _cut_mask(mask, box, source, job) if mask else None))
         _tell_loss(source, job)
     if enlarged:
         job.note(f"enlarged by Swin2SR, smaller than what is trained: {', '.join(map(repr, enlarged))}")
     return cuts
+
+
+def _cut_mask(mask: Path, box: Box, source: Source, job: Job) -> Path | None:
+    """The mask of what is cut out; None where all of that counts, since nothing else of it would."""
+    with Image.open(mask) as image:
+        small = _sized(image, box, source, Image.Resampling.BILINEAR)
+    if not small.getbbox():
+        job.note(f"nothing that counts in {source.name!r} lies in its crop; all of it counts")
+        return None
+    goal = job.place("masks", source.image.name)
+    save(small, goal)
+    return goal
 
 
 def _sized(image: Image.Image, box: Box, source: Source, resampling: Image.Resampling) -> Image.Image:

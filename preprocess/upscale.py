@@ -24,6 +24,7 @@ class Upscaler:
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        job.say("small images are enlarged by Swin2SR")
         model: Any = Swin2SRForImageSuperResolution.from_pretrained(
             job.helper("upscaler"), dtype=torch.float32, local_files_only=True
         )

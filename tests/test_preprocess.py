@@ -189,6 +189,16 @@ def test_what_is_cut_off_is_said(tmp_path: Path) -> None:
     assert found.notes == ("73% of 'a.png' is outside of its 96x40 crop",)
 
 
+def test_a_mask_that_shrinks_to_nothing(tmp_path: Path) -> None:
+    """Nothing would be learned of its picture, and a loss divided by nothing is no number."""
+    mask = Image.new("L", (2000, 2000))
+    mask.putpixel((77, 1500), 255)
+    files = {"a.png": picture(size=(2000, 2000)), "a.txt": b"TOK", "a-mask.png": encoded(mask)}
+    found, _ = prepared(tmp_path, files)
+    assert found.examples[0].mask is None
+    assert found.notes == ("nothing that counts in 'a.png' lies in its crop; all of it counts",)
+
+
 def test_one_bad_image_is_no_reason_to_stop(tmp_path: Path) -> None:
     files = {"a.png": picture(), "a.txt": b"TOK one", "b.png": b"x", "b.txt": b"TOK two", "c.png": picture(size=(1, 1))}
     found, _ = prepared(tmp_path, files)

@@ -219,22 +219,16 @@ def test_resuming_gives_what_was_never_interrupted(tmp_path: Path, optimizer: st
         assert losses(found) == losses(whole)
 
 
-def test_another_training_is_not_resumed(tmp_path: Path) -> None:
-    made = job(tmp_path / "first", checkpointing_steps=1, max_train_steps=1)
-    run(made, lambda _: None, lambda: None)
-    others: list[tuple[dict[str, Any], str]] = [({"lora_rank": 2}, "lora_rank=2"), ({"seed": 3}, "seed=3")]
-    for asked, words in others:
-        other = job(tmp_path / f"{words}", **asked, resume=made.checkpoint)
-        with pytest.raises(InputError, match=words):
-            run(other, lambda _: None, lambda: None)
+def test_a_state_that_is_beyond_or_none_is_not_resumed(tmp_path: Path) -> None:
     late = job(tmp_path / "late", max_train_steps=2, checkpointing_steps=2)
     run(late, lambda _: None, lambda: None)
     less = job(tmp_path / "less", max_train_steps=1, resume=late.checkpoint)
     with pytest.raises(InputError, match="max_train_steps=1"):
         run(less, lambda _: None, lambda: None)
-    made.checkpoint.write_bytes(b"nothing")
+    late.checkpoint.write_bytes(b"nothing")
+    damaged = job(tmp_path / "damaged", resume=late.checkpoint)
     with pytest.raises(WeightsError, match="no checkpoint"):
-        run(job(tmp_path / "damaged", resume=made.checkpoint), lambda _: None, lambda: None)
+        run(damaged, lambda _: None, lambda: None)
 
 
 def test_checkpoints_are_in_the_result_where_they_are_asked_for(tmp_path: Path) -> None:

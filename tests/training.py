@@ -67,6 +67,7 @@ def job(
         "class_prompts": (),
         "num_class_images": 4,
         "sample_prompts": (),
+        "settings": {},
         "checkpoint": folder / "checkpoint" / "state.safetensors",
         "resume": None,
         "seconds": {},

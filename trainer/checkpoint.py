@@ -4,7 +4,7 @@ uninterrupted training gives, bit for bit."""
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,20 +124,16 @@ def _made(told: Any, tensors: Mapping[str, Tensor]) -> Any:
     return [_made(each, tensors) for each in told] if isinstance(told, list) else told
 
 
-def place(root: Path, images: str, settings: Mapping[str, object]) -> Path:
-    """Where the checkpoint of a training lies: the same pictures and settings, the same place."""
-    words = json.dumps([images, settings], sort_keys=True).encode()
+def place(root: Path, of: Sequence[str], settings: Mapping[str, object]) -> Path:
+    """Where the checkpoint of a training lies: `of` the same pictures and model, the same settings, the same place."""
+    words = json.dumps([*of, settings], sort_keys=True).encode()
     return root / hashlib.sha256(words).hexdigest()[:32] / NAME
 
 
-def sweep(root: Path, keep: Path) -> None:
-    """Remove the checkpoints of all but the latest trainings, and never `keep`."""
-    for old in list(_by_age(root))[KEPT:]:
-        if old != keep.parent:
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _by_age(root: Path) -> Iterator[Path]:
-    """The latest first."""
+def sweep(kept: Path) -> None:
+    """Remove the checkpoints of all trainings but the latest, and `kept`."""
+    root = kept.parent.parent
     folders = [each for each in root.iterdir() if each.is_dir()] if root.is_dir() else []
-    return iter(sorted(folders, key=lambda each: each.stat().st_mtime, reverse=True))
+    for old in sorted(folders, key=lambda each: each.stat().st_mtime, reverse=True)[KEPT:]:
+        if old != kept.parent:
+            shutil.rmtree(old, ignore_errors=True)

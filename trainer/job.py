@@ -18,6 +18,7 @@ class Job:
     files           the model
     class_prompts   what the model draws class pictures of, `num_class_images` of them
     sample_prompts  None: captions of the training; (): no samples
+    settings        what a checkpoint of this training must agree with, as JSON has it
     checkpoint      where the state is written now and then
     resume          a state to go on from
     seconds         stage -> how long it took, of those that are over
@@ -29,6 +30,7 @@ class Job:
     class_prompts: tuple[str, ...]
     num_class_images: int
     sample_prompts: tuple[str, ...] | None
+    settings: Mapping[str, Any]
     checkpoint: Path
     resume: Path | None
     seconds: Mapping[str, float]
@@ -37,11 +39,6 @@ class Job:
     def out(self) -> Path:
         """Where the result goes."""
         return self.folder / "out"
-
-    def settings(self) -> dict[str, object]:
-        """What a checkpoint must agree with."""
-        classes = {"class_prompts": list(self.class_prompts), "num_class_images": self.num_class_images}
-        return self.config.settings() | (classes if self.class_prompts else {})
 
     def write(self) -> None:
         """Into its folder, for another process."""

@@ -16,7 +16,7 @@ from sdxl.generate import memory_named
 from sdxl.models import Models, load_models
 from sdxl.placement import Placement
 from sdxl.progress import Bar
-from trainer.checkpoint import NAME, State, require_same, restore, save
+from trainer.checkpoint import NAME, State, restore, save
 from trainer.drawing import draw_pictures
 from trainer.job import Job
 from trainer.latents import Latents
@@ -166,10 +166,10 @@ def _train(training: Training, job: Job, check: Check) -> Course:
         except BaseException:
             _tell(training, pending, bar)
             if training.ranks.first and done > start and math.isfinite(training.losses[-1]):
-                save(training, done, job.settings(), job.checkpoint)
+                save(training, done, job.settings, job.checkpoint)
             raise
     if training.ranks.first and job.config.save_checkpoints:
-        save(training, done, job.settings(), job.out / "checkpoint" / NAME)
+        save(training, done, job.settings, job.out / "checkpoint" / NAME)
     by_name = {name: [each[name] for each in rates] for name in training.rates(0)}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return Course(training.losses, by_name, training.pivot, {}, device)
@@ -179,9 +179,7 @@ def _resumed(training: Training, job: Job) -> int:
     """How many steps are done already."""
     if job.resume is None:
         return 0
-    state = State.read(job.resume)
-    require_same(state, job.settings(), job.config.seed)
-    return restore(training, state)
+    return restore(training, State.read(job.resume))
 
 
 def _tell(training: Training, pending: list[Tensor], bar: Bar) -> None:
@@ -202,7 +200,7 @@ def _keep(training: Training, job: Job, done: int) -> None:
     """A checkpoint for going on, and the weights so far if they are wanted."""
     if not training.ranks.first:
         return
-    save(training, done, job.settings(), job.checkpoint)
+    save(training, done, job.settings, job.checkpoint)
     if job.config.save_checkpoints:
         folder = job.out / "checkpoints" / f"step-{done:06}"
         folder.mkdir(parents=True, exist_ok=True)
