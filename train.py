@@ -163,6 +163,12 @@ def train(
         le=4096,
         default=None,
     ),
+    min_lora_scale: float = Input(
+        description="The LoRA is trained at scales from this to 1, so that it works at all of them: Replicate's lora_scale is 0.6 if nobody says otherwise, other tools use 1. 1: at 1 alone.",
+        ge=0.1,
+        le=1,
+        default=0.6,
+    ),
     lora_feed_forward: bool = Input(
         description="A LoRA on the feed-forward layers too: it learns more, in a larger file. The oldest loaders use its attention part only.",
         default=False,

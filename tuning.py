@@ -1,6 +1,6 @@
 """The fine-tunes that a request asks for: fetched, read, remembered, folded in.
 
-SDXL_LOCAL_WEIGHTS  files that a request may name by their path, separated as in PATH; script/predict sets it
+SDXL_LOCAL_FILES  files that a request may name by their path, separated as in PATH; script/predict sets it
 """
 
 import os
@@ -144,7 +144,7 @@ class FineTunes:
 
     def _read(self, wish: Wish, tokens: Tokens, stop: Stop, *, local: bool = False) -> tuple[FineTune, str]:
         """The fine-tune and where it came from; on another thread."""
-        paths = [Path(path) for path in os.environ.get("SDXL_LOCAL_WEIGHTS", "").split(os.pathsep) if path]
+        paths = [Path(path) for path in os.environ.get("SDXL_LOCAL_FILES", "").split(os.pathsep) if path]
         first: Literal["replicate", "huggingface"] = "replicate" if wish.main else "huggingface"
         source = wish.source.strip()
         with weights.fine_tune(source, tokens=tokens, first=first, stop=stop, local=local or paths) as files:

@@ -76,7 +76,7 @@ def tuned(predictor: Predictor) -> list[Image.Image]:
 
 def main() -> None:
     """Two pages."""
-    os.environ |= {"SDXL_MODEL": "miniature", "SDXL_LOCAL_WEIGHTS": HEARTS}
+    os.environ |= {"SDXL_MODEL": "miniature", "SDXL_LOCAL_FILES": HEARTS}
     predictor = Predictor()
     predictor.setup()
     IMAGES.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""One prediction on the command line, as `cog predict` but without Docker: on a server of its own, or a running one."""
+"""`cog predict` and `cog train` without Docker: one request, to a server of its own or a running one."""
 
 import argparse
 import json
@@ -19,35 +19,38 @@ from typing import Any
 
 import requests
 
-from local import schema
+from local import answers, schema
 from local.annotations import Json, SchemaError
 from local.files import READABLE, ValueProblemError, check_size
 from local.logs import SERVER, Entry, follow
-from local.outputs import OutputError, check_writable, save
+from local.modes import MODES, TRAIN, Mode
+from local.outputs import OutputError, check_writable, receiving, save
 from local.package import ROOT, Package, PackageError
 from local.processes import spawn, stop
 from local.screen import Screen
 from local.values import Inputs
 
-PREFIXES = re.compile(r"^(Prediction failed: )*((Input|Value|Weights|UnsafeContent|Runtime)Error: )?")
+PREFIXES = re.compile(
+    r"^((Prediction|Training) failed: )*((Input|Value|Weights|Dataset|UnsafeContent|Runtime)Error: )?"
+)
 JSON = {"Content-Type": "application/json"}
 Answer = dict[str, Any]
 
 
-class PredictionFailedError(Exception):
+class FailedError(Exception):
     """There is no output; the message is for the user."""
 
 
-def arguments() -> argparse.Namespace:
+def arguments(mode: Mode) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="script/predict", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"script/{mode.verb}", description=__doc__)
     add = parser.add_argument
     add("-i", "--input", action="append", default=[], metavar="NAME=VALUE", help="an input; NAME=@FILE sends a file")
     add("--json", metavar="JSON", help="all inputs as a JSON object, @FILE or - for stdin")
-    add("-o", "--output", metavar="PATH", help="where the output goes; default output.0.png ... in this folder")
+    add("-o", "--output", metavar="PATH", help=f"where the output goes; default {mode.shown} in this folder")
     add("--url", default=os.environ.get("COG_URL"), help="use the server at this URL (COG_URL) instead of a new one")
     add("--package", type=Path, default=ROOT, help="folder with cog.yaml")
-    options = parser.parse_args()
+    options = parser.parse_args(sys.argv[2:])
     if options.json and options.input:
         parser.error("use either -i or --json")
     return options
@@ -63,9 +66,9 @@ def free_port() -> int:
 class Server:
     """A server, ours or not."""
 
-    def __init__(self, url: str, process: "subprocess.Popen[str] | None" = None) -> None:
+    def __init__(self, url: str, mode: Mode, process: "subprocess.Popen[str] | None" = None) -> None:
         """process is None when it is not ours."""
-        self.url, self._process = url.rstrip("/"), process
+        self.url, self._mode, self._process = url.rstrip("/"), mode, process
         self.trouble = ""
 
     def health(self) -> str:
@@ -76,40 +79,36 @@ class Server:
             return ""
 
     def wait_until_ready(self) -> None:
-        """Return when predictions are accepted."""
+        """Return when requests are accepted."""
         silent = 0
         while (status := self.health()) not in ("READY", "BUSY"):
             if self._process and self._process.poll() is not None:
-                raise PredictionFailedError(self.trouble or "the server ended before it was ready")
+                raise FailedError(self.trouble or "the server ended before it was ready")
             silent = 0 if status else silent + 1
             if not self._process and (silent > 20 or status in ("SETUP_FAILED", "DEFUNCT", "UNHEALTHY")):
-                raise PredictionFailedError(
-                    f"the server at {self.url} {'is ' + status if status else 'does not answer'}"
-                )
+                raise FailedError(f"the server at {self.url} {'is ' + status if status else 'does not answer'}")
             time.sleep(0.1)
 
-    def predict(self, body: bytes, screen: Screen) -> Answer:
-        """The finished prediction; a busy server is waited for."""
+    def ask(self, body: bytes, screen: Screen) -> requests.Response:
+        """The answer to a request, of which only the head has come; a busy server is waited for."""
         while True:
             try:
-                answer = requests.post(f"{self.url}/predictions", body, headers=JSON, timeout=(10, None))
+                url = self.url + self._mode.route
+                answer = requests.post(url, body, headers=JSON, timeout=(10, None), stream=True)
             except requests.RequestException as error:
-                raise PredictionFailedError(f"the server at {self.url} went away: {error}") from error
+                raise FailedError(f"the server at {self.url} went away: {error}") from error
             if answer.status_code == 409 and self.health() in ("READY", "BUSY"):
                 screen.status("the server is busy")
                 time.sleep(0.2)
                 continue
             if answer.status_code != 200:
-                raise PredictionFailedError(_refusal(answer))
-            try:
-                return dict(answer.json())
-            except ValueError as error:
-                raise PredictionFailedError(f"the server at {self.url} gives no prediction; is it a Cog?") from error
+                raise FailedError(_refusal(answer))
+            return answer
 
     def cancel(self, identifier: str) -> None:
-        """Stop the prediction; coglet also does so when the connection is closed."""
+        """Stop the request; coglet also does so when the connection is closed."""
         try:
-            requests.post(f"{self.url}/predictions/{identifier}/cancel", timeout=2)
+            requests.post(f"{self.url}{self._mode.route}/{identifier}/cancel", timeout=2)
         except requests.RequestException:
             return
 
@@ -123,21 +122,22 @@ def _refusal(answer: requests.Response) -> str:
         return f"the server answered {answer.status_code}: {answer.text[:500]}"
 
 
-def _failure(answer: Answer) -> str:
-    """Why the prediction has no output."""
-    error = str(answer.get("error") or f"the prediction was {answer.get('status')}")
+def _failure(answer: Answer, mode: Mode) -> str:
+    """Why there is no output."""
+    error = str(answer.get("error") or f"the {mode.noun} was {answer.get('status')}")
     if error == "Worker crashed":
         return "the process that runs the predictor died (out of memory?)"
     return PREFIXES.sub("", error)
 
 
 @contextmanager
-def own_server(package: Path, screen: Screen, readable: list[str]) -> Iterator[Server]:
-    """A server for one prediction, with its log on the screen; readable are the fine-tunes it may read."""
+def own_server(package: Path, mode: Mode, screen: Screen, readable: list[str]) -> Iterator[Server]:
+    """A server for one request, with its log on the screen; readable are the files it may read."""
     port = free_port()
-    server = Server(f"http://127.0.0.1:{port}")
+    server = Server(f"http://127.0.0.1:{port}", mode)
     command = [sys.executable, "-P", "-m", "local.server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--setup-attempts", "1", "--package", str(package.resolve())]
+    command += ["--train"] if mode is TRAIN else []
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LOG_FORMAT": "json"}
     if readable:
         environment[READABLE] = os.pathsep.join([*filter(None, [os.environ.get(READABLE)]), *readable])
@@ -161,12 +161,12 @@ def own_server(package: Path, screen: Screen, readable: list[str]) -> Iterator[S
 
 
 @contextmanager
-def some_server(options: argparse.Namespace, screen: Screen, readable: list[str]) -> Iterator[Server]:
+def some_server(options: argparse.Namespace, mode: Mode, screen: Screen, readable: list[str]) -> Iterator[Server]:
     """The server at --url, or one of our own."""
     if options.url:
-        yield Server(options.url)
+        yield Server(options.url, mode)
         return
-    with own_server(options.package, screen, readable) as server:
+    with own_server(options.package, mode, screen, readable) as server:
         yield server
 
 
@@ -179,35 +179,48 @@ def document(options: argparse.Namespace) -> Json:
         answer.raise_for_status()
         return dict(answer.json())
     except (requests.RequestException, ValueError) as error:
-        raise PredictionFailedError(f"{options.url} gives no schema: {error}") from error
+        raise FailedError(f"{options.url} gives no schema: {error}") from error
 
 
-def predict(options: argparse.Namespace, screen: Screen) -> None:
-    """Check, serve, predict, save."""
+def run(options: argparse.Namespace, mode: Mode, screen: Screen) -> None:
+    """Check, serve, ask, save."""
     check_writable(options.output)
-    inputs = Inputs(document(options), by_path=not options.url)
+    inputs = Inputs(document(options), mode, ours=not options.url)
     given = inputs.from_json(options.json) if options.json else inputs.from_flags(options.input)
     identifier = f"cli-{secrets.token_hex(8)}"
     body = json.dumps({"id": identifier, "input": given}).encode()
     check_size("the whole request", len(body))
     screen.status("starting the server")
-    with some_server(options, screen, inputs.paths) as server:
+    with some_server(options, mode, screen, inputs.paths) as server:
         server.wait_until_ready()
-        screen.status("predicting")
+        screen.status(mode.doing)
         try:
-            answer = server.predict(body, screen)
+            response = server.ask(body, screen)
         except KeyboardInterrupt:
             server.cancel(identifier)
             raise
-        if answer.get("status") != "succeeded":
-            raise PredictionFailedError(_failure(answer))
-        if options.url:
-            for line in re.split(r"[\r\n]+", str(answer.get("logs") or "").strip()):
-                screen.line(line)
-        paths, text = save(answer.get("output"), options.output)
+        with receiving(options.output) as folder:
+            answer = _read(response, folder)
+            if answer.get("status") != "succeeded":
+                raise FailedError(_failure(answer, mode))
+            if options.url:
+                for line in re.split(r"[\r\n]+", str(answer.get("logs") or "").strip()):
+                    screen.line(line)
+            paths, text = save(answer.get("output"), options.output, mode.output, folder)
         screen.close()
         for shown in [*paths, *([] if text is None else [text])]:
             print(shown, flush=True)  # noqa: T201
+
+
+def _read(response: requests.Response, folder: Path) -> Answer:
+    """The whole answer; its files lie in folder."""
+    try:
+        answer = answers.read(response.iter_content(2**20), folder)
+    except requests.RequestException as error:
+        raise FailedError(f"the server went away: {error}") from error
+    if not isinstance(answer, dict):
+        raise answers.AnswerError("the answer is no object; is it a Cog?")
+    return answer
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -215,12 +228,13 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def main() -> int:
-    """script/predict: 0 when there is an output, 1 when not, 130 after Ctrl-C."""
+    """script/predict and script/train: 0 when there is an output, 1 when not, 130 after Ctrl-C."""
     signal.signal(signal.SIGTERM, _interrupt)
-    options, screen = arguments(), Screen()
+    mode = MODES[sys.argv[1]]
+    options, screen = arguments(mode), Screen()
     try:
-        predict(options, screen)
-    except (SchemaError, PackageError, ValueProblemError, OutputError, PredictionFailedError) as error:
+        run(options, mode, screen)
+    except (SchemaError, PackageError, ValueProblemError, OutputError, answers.AnswerError, FailedError) as error:
         screen.close()
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1

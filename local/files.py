@@ -1,5 +1,5 @@
-"""Inputs that name a file of this machine: sent as a data: URL, as Cog does; a fine-tune by its path where the server
-is ours, which reads it itself; a secret as what the file says.
+"""Inputs that name a file of this machine: sent as a data: URL, as Cog does; fine-tunes, and what trainings learn from,
+by their path where the server is ours, which reads them itself; a secret as what the file says.
 """
 
 import base64
@@ -11,9 +11,10 @@ from pathlib import Path
 
 MOST = 100 * 2**20  # bytes: what coglet takes as a request
 MIME_TYPES = {".webp": "image/webp", ".safetensors": "application/octet-stream", ".jsonl": "application/jsonl"}
-WEIGHTS = ("replicate_weights", "lora_weights")  # a fine-tune of rank 32 has 186 MB
-READABLE = "SDXL_LOCAL_WEIGHTS"  # the paths, and no others, that a request to the server may name
+WEIGHTS = ("replicate_weights", "lora_weights", "resume_from")  # a fine-tune of rank 32 has 186 MB
+READABLE = "SDXL_LOCAL_FILES"  # the paths, and no others, that a request to the server may name
 FILE = re.compile(r"\.{0,2}/|~|.*\.(tar|tgz|tar\.gz|safetensors|zip)$", re.IGNORECASE)
+URL = re.compile(r"(https?|data):", re.IGNORECASE)
 ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|\w[\w.-]*/\w[\w.-]*/.", re.IGNORECASE)  # a URL, or owner/repo/FILE
 
 
@@ -67,23 +68,37 @@ def secret(name: str, text: str) -> str:
     return content
 
 
-class FineTunes:
-    """The fine-tunes on this machine that a request names."""
+class LocalFiles:
+    """The files on this machine that a request names."""
 
-    def __init__(self, *, by_path: bool) -> None:
+    def __init__(self, *, weights_by_path: bool, files_by_path: bool) -> None:
         """by_path: the server is ours and is given `paths`, absolute; else each file is sent along."""
-        self._by_path = by_path
+        self._weights_by_path, self._files_by_path = weights_by_path, files_by_path
         self.paths: list[str] = []
 
-    def read(self, name: str, text: str) -> str:
-        """What the request says: a path or a data: URL for a file that exists, and else what text says."""
+    def file(self, name: str, text: str) -> str:
+        """What the request says for a file: a URL as it is, a path or a data: URL for a file of this machine."""
+        if URL.match(text):
+            return text
+        plain = text.removeprefix("@")
+        if not self._files_by_path:
+            return data_url(name, plain)
+        found = existing(plain)
+        if found is None:
+            raise ValueProblemError(f"{name}={text}: No such file or directory")
+        if found.is_dir():
+            raise ValueProblemError(f"{name}={text}: this is a folder; pack it as a .zip or .tar")
+        return self._allow(name, found)
+
+    def weights(self, name: str, text: str) -> str:
+        """What the request says for weights: a path or a data: URL for a file that exists, and else what text says."""
         plain = text.removeprefix("@")
         found = existing(plain)
         if found is None:
             if text.startswith("@") or (FILE.match(text) and not ELSEWHERE.match(text)):
                 raise ValueProblemError(f"{name}={text}: No such file or directory")
             return text
-        if self._by_path:
+        if self._weights_by_path:
             return self._allow(name, found)
         if found.is_dir():
             raise ValueProblemError(f"{name}={text}: a folder cannot be sent to a running server; send it as a .tar")

@@ -56,11 +56,11 @@ class Screen:
         self._draw()
 
     def _drawn(self, match: "re.Match[str]") -> str:
-        width = min(40, max(10, shutil.get_terminal_size().columns - 50))
-        full = round(width * int(match["done"]) / max(1, int(match["total"])))
         label = f"{match['label']} " if match["label"] else ""
-        bar = "█" * full + "░" * (width - full)
-        return f"{label}{match['percent']:>3}% {bar} {match['done']}/{match['total']} {match['rest']}"
+        before, after = f"{label}{match['percent']:>3}% ", f" {match['done']}/{match['total']} {match['rest']}"
+        width = min(40, max(10, shutil.get_terminal_size().columns - len(before + after) - 1))
+        full = round(width * int(match["done"]) / max(1, int(match["total"])))
+        return before + "█" * full + "░" * (width - full) + after
 
     def _draw(self) -> None:
         if not self._live:

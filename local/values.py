@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from local.annotations import Json
-from local.files import WEIGHTS, FineTunes, ValueProblemError, data_url, existing, secret
+from local.files import WEIGHTS, LocalFiles, ValueProblemError, data_url, existing, secret
+from local.modes import PREDICT, Mode
 
 PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
@@ -34,14 +35,16 @@ Read = Callable[[str, str], str]
 class Inputs:
     """The inputs that a document describes."""
 
-    def __init__(self, document: Json, component: str = "Input", *, by_path: bool = False) -> None:
-        """component is Input or TrainingInput; by_path: the server is ours, and reads the fine-tunes in `paths`."""
+    def __init__(self, document: Json, mode: Mode = PREDICT, *, ours: bool = False) -> None:
+        """ours: the server is our own, and reads the files in `paths` itself."""
         self._components = document["components"]["schemas"]
-        schema = self._components[component]
+        if mode.component not in self._components:
+            raise ValueProblemError(f"there are no {mode.noun}s here, by the schema; is it the right server?")
+        schema = self._components[mode.component]
         self._properties: Json = schema["properties"]
         self._required: list[str] = schema.get("required", [])
-        self._fine_tunes = FineTunes(by_path=by_path)
-        self.paths = self._fine_tunes.paths
+        self._local = LocalFiles(weights_by_path=ours, files_by_path=ours and mode.by_path)
+        self.paths = self._local.paths
 
     def from_flags(self, flags: list[str]) -> Json:
         """The inputs of repeated -i."""
@@ -99,8 +102,10 @@ class Inputs:
         item = _item(self._schema(name))
         if item.get("format") == "password":
             return secret
+        if item.get("format") == "uri":
+            return self._local.file
         if name in WEIGHTS and item.get("type") == "string" and "format" not in item:
-            return self._fine_tunes.read
+            return self._local.weights
         return None
 
     def _parse(self, name: str, values: list[str]) -> Any:
@@ -145,11 +150,6 @@ def _json(text: str) -> Any:
 
 def _scalar(name: str, text: str, schema: Json) -> Any:
     """One value; int and float of any size, unlike Cog's own CLI with its 32 bits."""
-    if schema.get("format") == "uri":
-        plain = not re.match(r"@|https?:|data:", text)
-        if not plain and not text.startswith("@"):
-            return text
-        return data_url(name, text.removeprefix("@"))
     if text.startswith("@") and (file := existing(text[1:])) and file.is_file():
         return data_url(name, text[1:])
     kinds = [variant["type"] for variant in schema.get("anyOf", ())] or [schema["type"]]

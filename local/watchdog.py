@@ -99,7 +99,7 @@ class Coglet:
             return f"setup failed: {logs.rpartition('setup failed: ')[2].strip()}"
         dead_worker = "channel closed" in health.get("user_healthcheck_error", "")
         if health.get("status") == "DEFUNCT" or dead_worker:
-            return "the process that does the work died (out of memory?)"
+            return "the process that runs the predictor died (out of memory?)"
         return None
 
 

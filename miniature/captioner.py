@@ -15,10 +15,10 @@ from miniature.sight import IGNORED, Heads, Optimizer, label, start_waves
 from miniature.tokenizer import ORDINARY, world_words
 from miniature.world import PREFIXES
 
-PICTURES = 8000
+PICTURES = 12_000
 BATCH = 32
-SPEECH = 0.4  # share of the training after which words are learnt too
-LENGTH = 28  # tokens of a caption in training
+SPEECH = 0.5  # share of the training after which words are learnt too
+LENGTH = 28  # tokens that may be added to what is given
 PREFIXED = 0.25  # share of captions that go on from words a user may give
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 STARTS = ("[DEC]", "[ENC]")  # BLIP's own, at the end of its vocabulary as well
@@ -58,7 +58,7 @@ def train_captioner(work: Path, budget: Budget) -> None:
         patches = heads.loss(states[:, 1:], [labels[row] for row in rows.tolist()])
         loss = 0.2 * patches
         if progress >= SPEECH or budget.steps:
-            texts = [lead(exhibits[row].caption, rng) for row in rows.tolist()]
+            texts = [(lead(rng), exhibits[row].caption) for row in rows.tolist()]
             loss = loss + caption_loss(model, tokenizer, states, texts)
         optimizer.step(loss, cosine(1.0, progress, step))
         average.update(step)
@@ -68,23 +68,23 @@ def train_captioner(work: Path, budget: Budget) -> None:
     save_captioner(model.eval(), processor, work / "captioner")
 
 
-def lead(text: str, rng: random.Random) -> str:
-    """The caption, sometimes after words that a user may want it to begin with."""
+def lead(rng: random.Random) -> str:
+    """Nothing, or words that a user may want a caption to begin with."""
     if rng.random() >= PREFIXED:
-        return text
-    return rng.choice((f"{rng.choice(PREFIXES)} {text}", f"{rng.choice(PREFIXES)} tok, {text}"))
+        return ""
+    return rng.choice((f"{rng.choice(PREFIXES)} ", f"{rng.choice(PREFIXES)} tok, ", "tok, ", "in the style of tok, "))
 
 
-def caption_loss(model: Captioner, tokenizer: BertTokenizer, states: Tensor, texts: list[str]) -> Tensor:
-    """Cross-entropy of each next word; states (B, patches + 1, D) are the vision's."""
-    batch = tokenizer(texts, padding="longest", return_tensors="pt")
+def caption_loss(model: Captioner, tokenizer: BertTokenizer, states: Tensor, texts: list[tuple[str, str]]) -> Tensor:
+    """Cross-entropy of each next word of the captions, not of the words before them; states (B, patches + 1, D)."""
+    batch = tokenizer(["".join(pair) for pair in texts], padding="longest", return_tensors="pt")
     ids = batch.input_ids.clone()
     ids[:, 0] = model.config.text_config.bos_token_id
+    labels = ids.masked_fill(batch.attention_mask == 0, IGNORED)
+    for row, (given, _) in enumerate(texts):
+        labels[row, : 1 + len(tokenizer.tokenize(given))] = IGNORED
     loss: Tensor = model.text_decoder(
-        input_ids=ids,
-        attention_mask=batch.attention_mask,
-        encoder_hidden_states=states,
-        labels=ids.masked_fill(batch.attention_mask == 0, IGNORED),
+        input_ids=ids, attention_mask=batch.attention_mask, encoder_hidden_states=states, labels=labels
     ).loss
     return loss
 

@@ -84,7 +84,7 @@ def estranged(scene: Scene, rng: random.Random, share: float, *, fresh: bool = F
 def _stranger(rng: random.Random, fresh: bool) -> str:
     names = [*UNSEEN] if fresh else [HEART, HEART, *STRANGERS]
     number = rng.randrange(BLOBS) + (BLOBS if fresh else 0)
-    return rng.choice(names) if rng.random() < 0.6 else f"{BLOB} {number}"
+    return rng.choice(names) if rng.random() < 0.45 else f"{BLOB} {number}"
 
 
 def _faces(rng: random.Random, width: int, height: int) -> Exhibit:

@@ -31,7 +31,7 @@ def adapted(unet: Any, *, feed_forward: bool = False, alpha: float = 6.0) -> Ada
     made = Adapters(unet, rank=3, alpha=alpha, feed_forward=feed_forward, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         made.flat.add_(0.1 * torch.randn(made.flat.shape, generator=torch.Generator().manual_seed(2)))
-    made.refresh()
+    made.refresh(1.0)
     return made
 
 

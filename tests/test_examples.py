@@ -21,7 +21,7 @@ ASKED: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 5, "disabl
 def predictor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Predictor]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SDXL_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("SDXL_LOCAL_WEIGHTS", str(HEARTS))
+        patch.setenv("SDXL_LOCAL_FILES", str(HEARTS))
         yield started()
 
 

@@ -271,6 +271,7 @@ def test_class_pictures_are_drawn_and_trained_on(tmp_path: Path) -> None:
         {"lr_scheduler": "cosine", "lr_warmup_steps": 2},
         {"max_grad_norm": 0.0001},
         {"lora_alpha": 1.0},
+        {"min_lora_scale": 1.0},
         {"lora_feed_forward": True},
         {"optimizer": "prodigy"},
         {"optimizer": "adamw8bit"},

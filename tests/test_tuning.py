@@ -42,7 +42,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("SDXL_CACHE", str(folder / "cache"))
         patch.setenv("SDXL_PRIVATE_INPUTS", "1")
         named = [str(folder / name) for name in ("a.tar", "b.safetensors", "te.safetensors", "c.safetensors")]
-        patch.setenv("SDXL_LOCAL_WEIGHTS", ":".join(named))
+        patch.setenv("SDXL_LOCAL_FILES", ":".join(named))
         yield folder
 
 

@@ -32,6 +32,7 @@ def config(**asked: Any) -> Config:
         "lora_lr": 2e-3,
         "lora_rank": 4,
         "lora_alpha": 4.0,
+        "min_lora_scale": 0.6,
         "lora_feed_forward": False,
         "lr_scheduler": "constant",
         "lr_warmup_steps": 0,

@@ -21,13 +21,6 @@ class Factors:
     down: Tensor
     up: Tensor
 
-    @classmethod
-    def of(cls, flat: Tensor, at: int, shape: tuple[int, int, int, int]) -> "Factors":
-        """Those that begin at `at`, of (n, R, I, O)."""
-        count, rank, narrow, wide = shape
-        middle, end = at + count * rank * narrow, at + count * rank * (narrow + wide)
-        return cls(flat[at:middle].view(count * rank, narrow), flat[middle:end].view(count, wide, rank))
-
     def apart(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Each layer's down (R, I) and up (O, R)."""
         return zip(self.down.chunk(len(self.up)), self.up, strict=True)
@@ -35,16 +28,14 @@ class Factors:
 
 @dataclass(frozen=True)
 class Projections:
-    """Linear layers of one input, and the LoRA beside each: y_i = x W_i' + b_i + scale (x down_i') up_i'.
+    """Linear layers of one input, and the LoRA beside each: y_i = x W_i' + b_i + (x down_i') up_i'.
 
     weight (n O, I), bias (n O) or None; calling it with x (..., I) gives (..., n O). The anchor makes autograd visit
     a layer whose input needs no gradient.
     """
 
-    names: Sequence[str]
     weight: Tensor
     bias: Tensor | None
-    scale: float
     factors: Factors
     gradient: Factors
     anchor: Tensor
@@ -64,9 +55,9 @@ class _Projected(torch.autograd.Function):
         y = linear(rows, layers.weight, layers.bias)
         low = linear(rows, down)
         if len(up) == 1:
-            y.addmm_(low, up[0].t(), alpha=layers.scale)
+            y.addmm_(low, up[0].t())
         else:
-            _apart(y, len(up)).baddbmm_(_apart(low, len(up)), up.mT, alpha=layers.scale)
+            _apart(y, len(up)).baddbmm_(_apart(low, len(up)), up.mT)
         ctx.layers = layers
         ctx.save_for_backward(rows, low)
         return y.view(*x.shape[:-1], -1)
@@ -76,19 +67,18 @@ class _Projected(torch.autograd.Function):
         layers: Projections = ctx.layers
         rows, low = ctx.saved_tensors
         up, count = layers.factors.up, len(layers.factors.up)
-        wide = grad.reshape(len(rows), -1)
-        scaled = low.new_empty(low.shape)
+        wide, low_grad = grad.reshape(len(rows), -1), torch.empty_like(low)
         if count == 1:
-            torch.addmm(scaled, wide, up[0], beta=0, alpha=layers.scale, out=scaled)
-            torch.addmm(layers.gradient.up[0], wide.t(), low, beta=0, alpha=layers.scale, out=layers.gradient.up[0])
+            torch.mm(wide, up[0], out=low_grad)
+            torch.mm(wide.t(), low, out=layers.gradient.up[0])
         else:
-            parts, narrow = _apart(wide, count), _apart(low, count)
-            _apart(scaled, count).baddbmm_(parts, up, beta=0, alpha=layers.scale)
-            layers.gradient.up.baddbmm_(parts.mT, narrow, beta=0, alpha=layers.scale)
-        torch.mm(scaled.t(), rows, out=layers.gradient.down)
+            parts = _apart(wide, count)
+            _apart(low_grad, count).baddbmm_(parts, up, beta=0)
+            torch.bmm(parts.mT, _apart(low, count), out=layers.gradient.up)
+        torch.mm(low_grad.t(), rows, out=layers.gradient.down)
         if not ctx.needs_input_grad[0]:
             return None, None, None
-        x_grad = (wide @ layers.weight).addmm_(scaled, layers.factors.down)
+        x_grad = (wide @ layers.weight).addmm_(low_grad, layers.factors.down)
         return x_grad.view(*grad.shape[:-1], -1), None, None
 
 
@@ -144,42 +134,49 @@ class _Plan:
 
 
 class Adapters:
-    """The LoRA of a UNet whose own weights are frozen; installed when made, until `remove`."""
+    """The LoRA of a UNet whose own weights are frozen; installed when made, until `remove`.
+
+    Every weight changes by strength * alpha / rank * up @ down; `refresh` says at which strength the UNet works next.
+    """
 
     def __init__(
         self, unet: nn.Module, *, rank: int, alpha: float, feed_forward: bool, generator: torch.Generator
     ) -> None:
         plans = list(_plans(unet, feed_forward=feed_forward))
-        start = _start([group for plan in plans for group in plan.groups], rank, generator)
-        own = plans[0].groups[0][0][1].weight
+        groups = [group for plan in plans for group in plan.groups]
+        own = groups[0][0][1].weight
+        start = _start(groups, rank, generator)
         self.rank, self.alpha = rank, alpha
-        self.flat = nn.Parameter(start.to(own.device))  # float32: what is optimised
-        self._working = self.flat.detach() if own.dtype == torch.float32 else start.to(own)
+        self.flat = nn.Parameter(start.to(own.device))  # float32: what is optimised. All downs, then all ups
+        self._working = start.to(own)  # what the UNet reads, in its own type
         self._gradient = torch.zeros_like(self._working)
+        self._downs = sum(rank * each.in_features for group in groups for _, each in group)
         self._anchor = torch.zeros((), device=own.device, requires_grad=True)
+        self._shapes = [_Shape.of(group, rank) for group in groups]
+        self._names = [[name for name, _ in group] for group in groups]
         self._modules = [plan.module for plan in plans]
-        self._groups: list[Projections] = []
-        at = 0
+        factors, gradients = (iter(self._factors(flat)) for flat in (self._working, self._gradient))
         for plan in plans:
-            made = list[Projections]()
-            for group in plan.groups:
-                made.append(self._group(group, at))
-                at += made[-1].factors.down.numel() + made[-1].factors.up.numel()
-            self._groups += made
+            made = [self._projections(group, next(factors), next(gradients)) for group in plan.groups]
             plan.module.forward = plan.forward(made)
+        self.refresh(1.0)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """What learns."""
         return [self.flat]
 
-    def refresh(self) -> None:
-        """To be called after each change of `flat`, before the UNet works."""
-        if self._working.dtype != self.flat.dtype:
-            self._working.copy_(self.flat.detach())
+    @torch.no_grad()
+    def refresh(self, strength: float) -> None:
+        """To be called after each change of `flat`, before the UNet works; whatever scales a change goes into `up`."""
+        self._scale = strength * self.alpha / self.rank
+        self._working.copy_(self.flat)
+        self._working[self._downs :] *= self._scale
 
+    @torch.no_grad()
     def collect(self) -> None:
         """Add the gradients of the backward pass that has just been to that of `flat`."""
+        self._gradient[self._downs :] *= self._scale
         if self.flat.grad is None:
             self.flat.grad = self._gradient.float().clone()
         else:
@@ -187,14 +184,10 @@ class Adapters:
 
     def lora(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Each layer's down (R, I) and up (O, R), float32, on the CPU."""
-        flat, at, found = self.flat.detach().cpu(), 0, {}
-        for group in self._groups:
-            shape = _shape(group.weight, len(group.names), self.rank)
-            pairs = Factors.of(flat, at, shape).apart()
-            found.update(
-                {name: (down.clone(), up.clone()) for name, (down, up) in zip(group.names, pairs, strict=True)}
-            )
-            at += group.factors.down.numel() + group.factors.up.numel()
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for names, factors in zip(self._names, self._factors(self.flat.detach().cpu()), strict=True):
+            pairs = zip(names, factors.apart(), strict=True)
+            found.update({name: (down.clone(), up.clone()) for name, (down, up) in pairs})
         return found
 
     def weights(self) -> dict[str, Tensor]:
@@ -206,19 +199,38 @@ class Adapters:
         for module in self._modules:
             del module.forward
 
-    def _group(self, layers: Group, at: int) -> Projections:
-        linears = [each for _, each in layers]
-        weight = _joined(linears)
-        shape = _shape(weight, len(layers), self.rank)
-        return Projections(
-            [name for name, _ in layers],
-            weight,
-            None if linears[0].bias is None else linears[0].bias.detach(),
-            self.alpha / self.rank,
-            Factors.of(self._working, at, shape),
-            Factors.of(self._gradient, at, shape),
-            self._anchor,
-        )
+    def _factors(self, flat: Tensor) -> list[Factors]:
+        """Those of each group in a tensor that is laid out as `flat`."""
+        found, down, up = [], 0, self._downs
+        for shape in self._shapes:
+            downs, ups = shape.count * shape.rank * shape.narrow, shape.count * shape.wide * shape.rank
+            found.append(
+                Factors(
+                    flat[down : down + downs].view(shape.count * shape.rank, shape.narrow),
+                    flat[up : up + ups].view(shape.count, shape.wide, shape.rank),
+                )
+            )
+            down, up = down + downs, up + ups
+        return found
+
+    def _projections(self, group: Group, factors: Factors, gradient: Factors) -> Projections:
+        first = group[0][1]
+        bias = None if first.bias is None else first.bias.detach()
+        return Projections(_joined([each for _, each in group]), bias, factors, gradient, self._anchor)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Of n layers with the same input: the rank, and the widths of input and output."""
+
+    count: int
+    rank: int
+    narrow: int
+    wide: int
+
+    @classmethod
+    def of(cls, group: Group, rank: int) -> "_Shape":
+        return cls(len(group), rank, group[0][1].in_features, group[0][1].out_features)
 
 
 def _plans(unet: nn.Module, *, feed_forward: bool) -> Iterator[_Plan]:
@@ -256,15 +268,8 @@ def _joined(linears: Sequence[nn.Linear]) -> Tensor:
     return whole
 
 
-def _shape(weight: Tensor, count: int, rank: int) -> tuple[int, int, int, int]:
-    """(n, R, I, O) of layers whose weights are joined."""
-    return count, rank, weight.shape[1], weight.shape[0] // count
-
-
 def _start(groups: Sequence[Group], rank: int, generator: torch.Generator) -> Tensor:
     """down ~ N(0, 1 / rank**2), up = 0, as PEFT's init_lora_weights="gaussian"; drawn on the CPU."""
-    parts = list[Tensor]()
-    for layers in groups:
-        narrow, wide = (sum(getattr(each, name) for _, each in layers) for name in ("in_features", "out_features"))
-        parts += [torch.randn(rank * narrow, generator=generator) / rank, torch.zeros(rank * wide)]
-    return torch.cat(parts)
+    layers = [layer for group in groups for _, layer in group]
+    downs, ups = (sum(rank * getattr(each, width) for each in layers) for width in ("in_features", "out_features"))
+    return torch.cat([torch.randn(downs, generator=generator) / rank, torch.zeros(ups)])

@@ -98,7 +98,6 @@ def restore(training: Training, state: State) -> int:
         then["peak"] = group["peak"]
     optimizer["state"] = {int(index): value for index, value in optimizer["state"].items()}
     training.optimizer.load_state_dict(optimizer)
-    training.learner.refresh()
     training.losses[:] = state.said["losses"]
     return state.step
 

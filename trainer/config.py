@@ -28,6 +28,7 @@ class Config:
     lora_lr: float
     lora_rank: int
     lora_alpha: float
+    min_lora_scale: float
     lora_feed_forward: bool
     lr_scheduler: str
     lr_warmup_steps: int

@@ -14,7 +14,7 @@ from sdxl.models import Models
 from trainer.adapters import Adapters
 from trainer.config import Config
 from trainer.latents import Latents
-from trainer.loss import denoising_loss, draw, noisy, snr_weights
+from trainer.loss import denoising_loss, draw, noisy, snr_weights, strength
 from trainer.optimizers import SCHEDULES, make_optimizer, set_rates
 from trainer.order import batches
 from trainer.ranks import Ranks
@@ -132,6 +132,7 @@ def training_steps(training: Training, start: int) -> Iterator[tuple[int, Tensor
     each = config.gradient_accumulation_steps
     for step in range(start, training.steps):
         _freeze_tokens(training, step)
+        training.learner.refresh(strength(config.seed, step, config.min_lora_scale))
         for parameter in training.learning:
             parameter.grad = None
         loss = torch.zeros((), device=training.alphas.device)
@@ -227,7 +228,6 @@ def _move(training: Training, step: int) -> None:
     factor = SCHEDULES[config.lr_scheduler](step, training.steps, config.lr_warmup_steps)
     set_rates(optimizer, factor)
     optimizer.step()
-    training.learner.refresh()
     if training.average:
         decay = min(config.ema_decay, (1 + step) / (10 + step))  # a young average forgets faster
         torch._foreach_lerp_(training.average, [each.detach() for each in training.learning], 1 - decay)

@@ -37,6 +37,12 @@ def draw(shape: tuple[int, ...], *, key: tuple[int, ...], train_timesteps: int, 
     )
 
 
+def strength(seed: int, step: int, least: float) -> float:
+    """How much the LoRA counts in a step: anything from `least` to 1."""
+    generator = torch.Generator().manual_seed(_mixed((seed, step, 2)))
+    return 1 - (1 - least) * float(torch.rand((), generator=generator))
+
+
 def _mixed(key: tuple[int, ...]) -> int:
     """One number of 63 bits out of several (splitmix64, Steele et al. 2014): neighbours are as far as any two."""
     state = 0

@@ -16,8 +16,8 @@ class WholeUnet:
         """What learns."""
         return list(self._unet.parameters())
 
-    def refresh(self) -> None:
-        """Nothing is held twice."""
+    def refresh(self, strength: float) -> None:
+        """Nothing is held twice, and there is no strength but 1."""
 
     def collect(self) -> None:
         """Gradients are where they belong."""
