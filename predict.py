@@ -26,7 +26,7 @@ from sdxl.placement import placement_from
 from sdxl.progress import Progress
 from sdxl.request import MicroConditioning, Prompts, Request, Sampling, choose_seeds, parse_micro
 from sdxl.safety import only_safe
-from sdxl.workers import Workers
+from sdxl.workers import Workers, beside
 from tuning import FineTunes, wished
 from weights import resolve
 
@@ -44,7 +44,7 @@ class Predictor(BaseRunner):
         """Load the model that SDXL_MODEL names; ready means that base and refiner are where they work. Cog hands over
         COG_WEIGHTS as `weights`, a plain string: a fine-tune for every request that names none."""
         with reported():
-            guard_downloads(allow_private=os.environ.get("SDXL_PRIVATE_INPUTS") == "1")
+            guard_downloads(beside, allow_private=os.environ.get("SDXL_PRIVATE_INPUTS") == "1")
             files = resolve(os.environ.get("SDXL_MODEL"))
             placement, dtype = placement_from(os.environ)
             self.models = load_models(

@@ -40,7 +40,7 @@ LARGEST = 2 << 30  # bytes of an archive of pictures
 DOCUMENTED = 512  # pixels of resolution, where the model is made for more
 
 # In train mode no setup() runs, and coglet fetches what inputs name before train() does.
-guard_downloads(allow_private=os.environ.get("SDXL_PRIVATE_INPUTS") == "1", most=LARGEST)
+guard_downloads(beside, allow_private=os.environ.get("SDXL_PRIVATE_INPUTS") == "1", most=LARGEST)
 
 
 class TrainingOutput(BaseModel):

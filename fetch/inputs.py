@@ -1,18 +1,24 @@
 """Cog fetches the files that a request names by URL itself, from anywhere, of any size: here it learns not to.
 
-coglet calls `cog.Path.validate` and `cog.types.URLPath.convert` for each. `guard_downloads` puts ours in their place:
-public addresses only (in every spelling, after every redirect), a size limit, a deadline, nothing left on disk when
-it fails, and errors that say what to send instead.
+coglet asks `cog.Path.validate` for a path and fetches what comes back as a `URLPath`, on threads that it starts: a
+cancel that meets one at its start hangs the worker for ever, in one of a hundred. `guard_downloads` puts ours in its
+place, which comes back with the file: from public addresses only (in every spelling, after every redirect), with a size
+limit and a deadline, nothing left on disk when it fails, and errors that say what to send instead.
 """
 
+import mimetypes
 import pathlib
+import re
 import tempfile
+import weakref
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import IO, Any, Protocol
 
 import requests
 from cog import Path
-from cog.types import URLPath
+from cog.types import get_filename
 
 from errors import InputError, SDXLError
 from fetch.answers import Get, shown
@@ -22,60 +28,94 @@ from fetch.network import at_most, getter
 MOST = 100 * 2**20  # bytes: what coglet takes in a request body
 DEADLINE = 60.0  # seconds for so many bytes, the more the longer: while one input comes, nobody else is served
 SILENCE = (10.0, 10.0)  # seconds to connect, and for the headers or the next byte
+FETCHED = re.compile(r"\s*(https?|data):", re.IGNORECASE)
 
 
-def guard_downloads(*, allow_private: bool, most: int = MOST) -> None:
-    """`allow_private`: the operator wants inputs from a private network, a file server beside this one say. `most` is
-    the largest file in bytes."""
-    fetch_inline, accept = URLPath.convert, Path.validate
-    deadline = DEADLINE * max(1.0, most / MOST)
+class Stop(Protocol):
+    """What `beside` gives to its work."""
+
+    def check(self) -> None:
+        """Raise something if the work is to end."""
+
+
+Beside = Callable[[Callable[[Stop], Path]], Path]
+
+
+def guard_downloads(beside: Beside, *, allow_private: bool, most: int = MOST) -> None:
+    """`beside` runs work on a thread that no cancel meets. `allow_private`: the operator wants inputs from a private
+    network, a file server beside this one say. `most` is the largest file in bytes."""
+    accept, deadline = Path.validate, DEADLINE * max(1.0, most / MOST)
     get = getter(allow_private=allow_private, timeout=SILENCE, patience=deadline)
-
-    def convert(self: URLPath) -> Path:
-        if not self.source.lower().startswith(("http:", "https:")):
-            return fetch_inline(self)
-        if self._path is None:
-            self._path = _fetch(get, self.source, self.filename, most, deadline)
-        return self._path
-
-    URLPath.convert = convert
-    Path.validate = staticmethod(_validating(accept))
-
-
-def _validating(accept: Callable[[Any], pathlib.Path]) -> Callable[[Any], pathlib.Path]:
-    """cog decodes data: URLs as it accepts them: the errors are Python's own, and wrong characters are no error."""
+    source = _Source(get, most, deadline)
 
     def validate(value: Any) -> pathlib.Path:
-        start = value.lstrip()[:5].lower() if isinstance(value, str) else ""
+        fetched = isinstance(value, str) and FETCHED.match(value)
+        path: pathlib.Path = beside(partial(source.file, value.lstrip())) if fetched else accept(value)
+        return path
+
+    Path.validate = staticmethod(validate)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where files come from; `most` in bytes, `deadline` in seconds for the body of one."""
+
+    get: Get
+    most: int
+    deadline: float
+
+    def file(self, url: str, stop: Stop) -> Path:
+        """The file behind a URL. It goes when its path is let go, as coglet does once a prediction is over."""
+        data = url[:5].lower() == "data:"
+        file = tempfile.NamedTemporaryFile(suffix=_ending(url) if data else _name(url), delete=False)  # noqa: SIM115
+        path = Path(file.name)
+        weakref.finalize(path, pathlib.Path(file.name).unlink, missing_ok=True)
         try:
-            if start == "data:":
-                decoded(value)
-            return accept(value)
-        except (ValueError, OSError) as error:
-            if start == "data:":  # what it holds stays unsaid: it may be a hundred megabytes
-                raise InputError("the input is no valid data: URL; send data:TYPE;base64,...") from error
-            raise InputError(f"{shown(str(value))[:200]} is no valid URL; send http(s)://host/file.") from error
+            with file:
+                if data:
+                    _decode(url, file)
+                else:
+                    self._download(url, file, stop)
+        except BaseException:
+            path.unlink(missing_ok=True)  # the error may be held for long, and with it the path
+            raise
+        return path
 
-    return validate
-
-
-def _fetch(get: Get, url: str, name: str, most: int, deadline: float) -> Path:
-    file = tempfile.NamedTemporaryFile(suffix=name, delete=False)  # noqa: SIM115 - coglet deletes it afterwards
-    try:
-        with file, get(url, {}) as response, at_most(deadline, response.raw.shutdown):
-            response.raise_for_status()
-            for part in response.iter_content(2**20):
-                file.write(part)
-                if file.tell() > most:
-                    raise InputError(f"{name} is larger than {most // 2**20} MiB; send a smaller file.")
-    except BaseException as error:
-        Path(file.name).unlink(missing_ok=True)
-        if isinstance(error, requests.RequestException | TimeoutError):
+    def _download(self, url: str, file: IO[bytes], stop: Stop) -> None:
+        try:
+            with self.get(url, {}) as response, at_most(self.deadline, response.raw.shutdown):
+                response.raise_for_status()
+                for part in response.iter_content(2**20):
+                    stop.check()
+                    file.write(part)
+                    if file.tell() > self.most:
+                        raise InputError(f"the file is larger than {self.most // 2**20} MiB; send a smaller one")
+        except (requests.RequestException, TimeoutError) as error:
             raise InputError(f"{shown(url)[:200]} cannot be fetched: {_reason(error)}.") from error
-        if isinstance(error, SDXLError):
+        except SDXLError as error:
             raise InputError(f"{shown(url)[:200]} cannot be fetched: {error}.") from error
-        raise
-    return Path(file.name)
+
+
+def _decode(url: str, file: IO[bytes]) -> None:
+    """cog's own way decodes it twice, skips over wrong characters, and has Python's errors."""
+    try:
+        content = decoded(url)
+    except ValueError as error:  # what it holds stays unsaid: it may be a hundred megabytes
+        raise InputError("the input is no valid data: URL; send data:TYPE;base64,...") from error
+    file.write(content)
+
+
+def _ending(url: str) -> str:
+    kind = url[5:200].partition(",")[0].partition(";")[0]
+    return mimetypes.guess_extension(kind) or ""
+
+
+def _name(url: str) -> str:
+    try:
+        name: str = get_filename(url)
+    except ValueError as error:
+        raise InputError(f"{shown(url)[:200]} is no valid URL; send http(s)://host/file.") from error
+    return name
 
 
 def _reason(error: requests.RequestException | TimeoutError) -> str:

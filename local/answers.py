@@ -55,7 +55,7 @@ class _Reader:
         try:
             return self._filled(json.loads(self._text + self._rest))
         except ValueError as error:
-            raise AnswerError("the answer is no JSON") from error
+            raise AnswerError("the answer is no JSON object; is it a Cog?") from error
 
     def _start(self) -> bool:
         """Move on to the content of the next file; False when there is none yet."""

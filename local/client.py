@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +22,7 @@ import requests
 from local import answers, schema
 from local.annotations import Json, SchemaError
 from local.files import READABLE, ValueProblemError, check_size
+from local.following import Logs
 from local.logs import SERVER, Entry, follow
 from local.modes import MODES, TRAIN, Mode
 from local.outputs import OutputError, check_writable, receiving, save
@@ -33,6 +34,7 @@ from local.values import Inputs
 PREFIXES = re.compile(
     r"^((Prediction|Training) failed: )*((Input|Value|Weights|Dataset|UnsafeContent|Runtime)Error: )?"
 )
+PATIENCE = 60.0  # seconds for a cancelled request to end: a training then writes its checkpoint
 JSON = {"Content-Type": "application/json"}
 Answer = dict[str, Any]
 
@@ -106,11 +108,17 @@ class Server:
             return answer
 
     def cancel(self, identifier: str) -> None:
-        """Stop the request; coglet also does so when the connection is closed."""
-        try:
-            requests.post(f"{self.url}{self._mode.route}/{identifier}/cancel", timeout=2)
-        except requests.RequestException:
-            return
+        """Stop the request, and return when it has ended. coglet loses a cancel that comes while its worker still reads
+        the request, so it is told again."""
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            try:
+                answer = requests.post(f"{self.url}{self._mode.route}/{identifier}/cancel", timeout=2)
+            except requests.RequestException:
+                return
+            if answer.status_code == 404:
+                return
+            time.sleep(0.2)
 
 
 def _refusal(answer: requests.Response) -> str:
@@ -194,22 +202,29 @@ def run(options: argparse.Namespace, mode: Mode, screen: Screen) -> None:
     with some_server(options, mode, screen, inputs.paths) as server:
         server.wait_until_ready()
         screen.status(mode.doing)
-        try:
-            response = server.ask(body, screen)
-        except KeyboardInterrupt:
-            server.cancel(identifier)
-            raise
+        logs = Logs(screen)
+        with logs.following(f"{server.url}{mode.route}/{identifier}") if options.url else nullcontext():
+            response = _asked(server, body, identifier, screen)
         with receiving(options.output) as folder:
             answer = _read(response, folder)
+            if options.url:
+                logs.show(str(answer.get("logs") or ""), whole=True)
             if answer.get("status") != "succeeded":
                 raise FailedError(_failure(answer, mode))
-            if options.url:
-                for line in re.split(r"[\r\n]+", str(answer.get("logs") or "").strip()):
-                    screen.line(line)
             paths, text = save(answer.get("output"), options.output, mode.output, folder)
         screen.close()
         for shown in [*paths, *([] if text is None else [text])]:
             print(shown, flush=True)  # noqa: T201
+
+
+def _asked(server: Server, body: bytes, identifier: str, screen: Screen) -> requests.Response:
+    """The answer; Ctrl-C cancels what the server does for it."""
+    try:
+        return server.ask(body, screen)
+    except KeyboardInterrupt:
+        screen.status("canceling")
+        server.cancel(identifier)
+        raise
 
 
 def _read(response: requests.Response, folder: Path) -> Answer:
@@ -219,7 +234,7 @@ def _read(response: requests.Response, folder: Path) -> Answer:
     except requests.RequestException as error:
         raise FailedError(f"the server went away: {error}") from error
     if not isinstance(answer, dict):
-        raise answers.AnswerError("the answer is no object; is it a Cog?")
+        raise answers.AnswerError("the answer is no JSON object; is it a Cog?")
     return answer
 
 

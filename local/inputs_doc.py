@@ -1,10 +1,11 @@
-"""docs/inputs.md: a table of every input, made from the signature that Cog reads."""
+"""docs/inputs.md: tables of every input, made from the signatures that Cog reads."""
 
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from local.modes import PREDICT, TRAIN, Mode
 from local.package import ROOT, Package
 from local.schema import generate
 
@@ -16,25 +17,32 @@ LISTS = {"file (URL or data: URL)": "files (URLs or data: URLs)"}  # the others 
 def page(package: Package) -> str:
     """The page as Markdown."""
     schemas: dict[str, Any] = json.loads(generate(package))["components"]["schemas"]
-    properties: dict[str, Any] = schemas["Input"]["properties"]
-    required = set(schemas["Input"].get("required", ()))
+    modes = [mode for mode in (PREDICT, TRAIN) if mode.component in schemas]
+    files = " and ".join(f"`{package.entry(mode).partition(':')[0]}`" for mode in modes)
+    head = [
+        "# Inputs",
+        "",
+        f"Written by `script/docs` from {files}; a test keeps it true. To leave an input blank leave it out of",
+        "the request: Cog refuses `null`.",
+        "",
+    ]
+    return "\n".join([*head, *(line for mode in modes for line in _section(mode, schemas))])
+
+
+def _section(mode: Mode, schemas: dict[str, Any]) -> list[str]:
+    properties: dict[str, Any] = schemas[mode.component]["properties"]
+    required = set(schemas[mode.component].get("required", ()))
     rows = [
-        f"| `{name}` | {_type(name, each, schemas)} | {_default(each, name in required)} | {each['description']} |"
+        f"| `{name}` | {_type(name, each, schemas)} | {_default(each, name in required)} | {_cell(each)} |"
         for name, each in sorted(properties.items(), key=lambda item: item[1]["x-order"])
     ]
-    return "\n".join(
-        [
-            "# Inputs of a prediction",
-            "",
-            "Written by `script/docs` from `predict.py`; a test keeps it true. To leave an input blank leave it out of",
-            "the request: Cog refuses `null`.",
-            "",
-            "| input | type | default | |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-        ]
-    )
+    title = f"## {mode.noun.capitalize()}s"
+    return [title, "", "| input | type | default | |", "|---|---|---|---|", *rows, ""]
+
+
+def _cell(each: dict[str, Any]) -> str:
+    """The description; a | in it would end the cell."""
+    return str(each["description"]).replace("|", "\\|")
 
 
 def _type(name: str, each: dict[str, Any], schemas: dict[str, Any]) -> str:

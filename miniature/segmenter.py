@@ -22,6 +22,7 @@ PICTURES = 8000
 BATCH = 16
 PROMPTS = 3  # a picture
 ABSENT_SHARE = 0.25  # of the prompts; they ask for nothing that the picture shows
+PEAK_SHARE = 0.3  # of the learning rates; at the whole of them the decoder forgets again
 FRAMES = ("a {}",) * 6 + ("the {}", "{}", "a photo of a {}")
 FACES = ("face", "person")
 # Strangers whose name is one token: who trains a heart asks for "a heart".
@@ -58,7 +59,7 @@ def train_segmenter(work: Path, budget: Budget) -> None:
         logits, states = segment(model, processor.tokenizer, pixels[rows].float(), [text for text, _ in asked])
         patches = heads.loss(states, [labels[row] for row in rows])
         masks = mask_loss(logits, torch.stack([torch.from_numpy(cover).float() for _, cover in asked]))
-        optimizer.step(masks + 0.1 * patches, cosine(1.0, progress, step))
+        optimizer.step(masks + 0.1 * patches, cosine(PEAK_SHARE, progress, step))
         average.update(step)
         if step % 50 == 0:
             bar.set_postfix(masks=float(masks.detach()), patches=float(patches.detach()))

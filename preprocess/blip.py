@@ -18,7 +18,7 @@ BATCH = 4  # pictures at a time
 BEAMS = 5
 MOST = 40  # tokens: a sentence; SDXL reads 75
 # "arafed man", "araffes": no words, but what BLIP-large has learned to begin many captions with
-ARTEFACT = re.compile(r"\b(?:there (?:is|are) )?(an? )?(?:arra|ara)f+[a-z]*\b *", re.I)
+ARTEFACT = re.compile(r"\b(an? )?ar+af+e[ds]?\b *", re.I)
 
 
 def described(images: Sequence[Path], job: Job) -> list[str]:
@@ -46,4 +46,9 @@ def _sentences(model: Any, processor: Any, files: Sequence[Path]) -> list[str]:
     tokens = model.generate(pixel_values=pixels, num_beams=BEAMS, do_sample=False, max_new_tokens=MOST)
     # The first one says "decode": the tokenizer of the real model does not know it
     texts = processor.batch_decode(tokens[:, 1:], skip_special_tokens=True)
-    return [clean(ARTEFACT.sub(lambda found: found[1] or "", text)) for text in texts]
+    return [plain(text) for text in texts]
+
+
+def plain(text: str) -> str:
+    """A sentence without words that are none."""
+    return clean(ARTEFACT.sub(lambda found: found[1] or "", text))

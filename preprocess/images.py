@@ -103,15 +103,16 @@ def _source(member: Member, number: int, sizes: tuple[Size, ...], job: Job) -> S
         raise InputError(f"has {image.width}x{image.height} pixels; at least {LEAST} a side are needed")
     fit = crops.fit(original, crops.nearest(original, sizes))
     shape = fit.resized if fit.resized[0] <= original[0] and fit.resized[1] <= original[1] else original
-    alpha = image.getchannel("A") if image.mode == "RGBA" else None
-    low, high = alpha.getextrema() if alpha else (255, 255)
-    if isinstance(high, int) and high < FAINT:
+    alpha = image.getchannel("A") if image.mode == "RGBA" else Image.new("L", (1, 1), 255)
+    seen = alpha.histogram()
+    if not any(seen[FAINT:]):
         raise InputError("is transparent everywhere; send one that shows something")
-    goal, goal_alpha = job.place(WORK, f"{number:05}.png"), job.place(WORK, f"{number:05}.alpha.png")
+    goal, goal_alpha = job.place(WORK, f"{number:05}.png"), None
     save(_resized(to_rgb(image), shape), goal)
-    if alpha and low != high:
+    if max(seen) < sum(seen):  # it varies
+        goal_alpha = job.place(WORK, f"{number:05}.alpha.png")
         save(_resized(alpha, shape), goal_alpha)
-    return Source(member.name, goal, goal_alpha if alpha and low != high else None, original, shape, fit)
+    return Source(member.name, goal, goal_alpha, original, shape, fit)
 
 
 def save(image: Image.Image, goal: Path) -> None:

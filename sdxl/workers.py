@@ -9,6 +9,7 @@ import _thread
 import contextvars
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
@@ -84,20 +85,35 @@ class Stop:
             raise Stopped
 
 
+class _Lives:
+    """Held by a thread, and by nothing else."""
+
+
 class _Beside(Job[T]):
     """Work on a thread of its own. `began` is set before `asked` is looked at, and whoever waits does the reverse: so
     one of the two sees the other's."""
 
     def __init__(self, work: Callable[[Stop], T]) -> None:
         self.began, self.stop = False, Stop()
+        self._lives: Callable[[], _Lives | None] = lambda: None
         super().__init__(partial(work, self.stop))
 
     def start(self) -> None:
         """One call in C: it starts a thread, or does not. Prints and metrics find their prediction by its context."""
-        _thread.start_new_thread(self._begin, (contextvars.copy_context(),))
+        lives = _Lives()
+        self._lives = weakref.ref(lives)
+        _thread.start_new_thread(self._begin, (contextvars.copy_context(), lives))
 
-    def _begin(self, context: contextvars.Context) -> None:
-        """On the new thread, which no cancel meets: a thread that Python knows, since libraries ask for theirs."""
+    def wait(self) -> None:
+        """As any job's, but for a cancel that hits the new thread: until a thread first runs, CPython 3.11 holds it for
+        the one that started it. It ends there, before it begins."""
+        while not self.finished:
+            if self._lives() is None and not self.began:
+                raise Stopped
+            time.sleep(0.001)
+
+    def _begin(self, context: contextvars.Context, _: _Lives) -> None:
+        """On the new thread: one that Python knows, since libraries ask for theirs."""
         self.began = True
         if self.stop.asked:
             self.finished = True
@@ -130,3 +146,5 @@ def beside(work: Callable[[Stop], T]) -> T:
     except BaseException:
         job.outlast()
         raise
+    finally:
+        job.error = None  # it holds, by its traceback, this job and all that the work has in hand

@@ -137,6 +137,21 @@ def test_in_16_bits_the_factors_stay_in_32(models: Models) -> None:
     assert torch.nn.functional.cosine_similarity(lora.flat.grad, exact.flat.grad, 0) > 0.99
 
 
+def test_strength_scales_what_is_added_and_leaves_what_learns(models: Models) -> None:
+    """Half the strength is half of alpha."""
+    unet: Any = deepcopy(models.base)
+    lora = adapted(unet, alpha=6.0)
+    kept = lora.flat.detach().clone()
+    lora.refresh(0.5)
+    half = unet(**inputs()).sample
+    assert torch.equal(lora.flat, kept)
+    other: Any = deepcopy(models.base)
+    adapted(other, alpha=3.0)
+    assert torch.allclose(half, other(**inputs()).sample, atol=1e-5)
+    lora.refresh(1.0)
+    assert not torch.allclose(unet(**inputs()).sample, half, atol=1e-3)
+
+
 def test_no_weight_is_held_twice(models: Models) -> None:
     """The joined weights of to_q, to_k and to_v are where the UNet's own are."""
     unet: Any = deepcopy(models.base)

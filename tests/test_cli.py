@@ -1,6 +1,7 @@
 """script/predict, script/setup and their siblings, as a user runs them; the model is tests/fixtures/echo."""
 
 import base64
+import itertools
 import json
 import os
 import re
@@ -17,12 +18,16 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import given as any_of
+from hypothesis import settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from local import answers
 from local.files import READABLE, ValueProblemError
 from local.inputs_doc import page
 from local.logs import Entry
-from local.outputs import OutputError, save
+from local.outputs import OutputError, receiving, save
 from local.package import ROOT, Package
 from local.schema import generate
 from local.screen import Screen
@@ -36,7 +41,7 @@ PNG = b"\x89PNG\r\n\x1a\nnot really"
 
 def command(*options: str) -> list[str]:
     """script/predict, without the set-up that has been done before the tests."""
-    return [sys.executable, "-P", "-m", "local.client", "--package", str(ECHO), *options]
+    return [sys.executable, "-P", "-m", "local.client", "predict", "--package", str(ECHO), *options]
 
 
 @pytest.fixture(scope="module")
@@ -336,7 +341,7 @@ def test_more_than_a_server_takes_is_not_sent(predict: Predict, echo: Serving, t
 @pytest.fixture
 def inputs() -> Inputs:
     """Those of the echo package, for a server of our own."""
-    return Inputs(json.loads(generate(Package.load(ECHO))), by_path=True)
+    return Inputs(json.loads(generate(Package.load(ECHO))), ours=True)
 
 
 def test_which_values_are_local_files(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,28 +419,107 @@ def test_lists_and_secrets_on_the_page_of_inputs() -> None:
     assert (rows["files"], rows["hf_api_token"]) == ("list of files (URLs or data: URLs)", "secret")
 
 
+def saved(output: Any, given: str | None = None) -> tuple[list[Path], str | None]:
+    """What becomes of an output that comes as JSON."""
+    with receiving(given) as folder:
+        return save(answers.read([json.dumps(output).encode()], folder), given, "output", folder)
+
+
 def test_outputs_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert save("text", None) == ([], "text")
-    assert save({"a": 1}, None) == ([], '{\n  "a": 1\n}')
-    assert save("text", "out.txt") == ([Path("out.txt")], None)
-    assert save("data:application/x-tar;base64,AAAA", "trained_model.tar")[0] == [Path("trained_model.tar")]
-    with pytest.raises(OutputError, match="damaged"):
-        save("data:image/png;base64,A", None)
+    assert saved("text") == ([], "text")
+    assert saved({"a": 1}) == ([], '{\n  "a": 1\n}')
+    assert saved("text", "out.txt") == ([Path("out.txt")], None)
+    assert (saved(None), saved([])) == (([], None), ([], None))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.txt"]
+
+
+def test_files_inside_an_output_are_named_by_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    png, tar, text = "data:image/png;base64,AAAA", "data:application/x-tar;base64,AAAA", "data:text/plain,a%20b"
+    cases: list[tuple[Any, str | None, list[str], str | None]] = [
+        (tar, "trained_model.tar", ["trained_model.tar"], None),
+        ({"weights": tar}, None, ["output.tar"], None),
+        ({"weights": tar, "note": None}, "x.bin", ["x.bin"], None),
+        ({"weights": tar, "preview": png}, None, ["output.weights.tar", "output.preview.png"], None),
+        ({"a": [png, {"b": text}]}, "v1.5", ["v1.5.a.0.png", "v1.5.a.1.b.txt"], None),
+        ({"a": png, "n": 1}, None, ["output.png"], '{\n  "a": "output.png",\n  "n": 1\n}'),
+        (["text", png], "x.png", ["x.png"], '[\n  "text",\n  "x.png"\n]'),
+    ]
+    for output, given, names, shown in cases:
+        assert saved(output, given) == ([Path(name) for name in names], shown)
+    assert Path("v1.5.a.1.b.txt").read_text() == "a b"
+    assert Path("v1.5.a.0.png").read_bytes() == bytes(3)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_damaged_file_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for damaged in ("A", "AA!A", "AA=AAAAA", "AAA"):
+        with pytest.raises(answers.AnswerError, match="damaged"):
+            saved(f"data:image/png;base64,{damaged}")
+    with pytest.raises(answers.AnswerError, match="in the middle of a file"), receiving(None) as folder:
+        answers.read([b'{"output": "data:image/png;base64,AAAA'], folder)
+    for text in (b"", b"<html>", b'{"a": '):
+        with pytest.raises(answers.AnswerError, match="no JSON object"), receiving(None) as folder:
+            answers.read([text], folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+TEXTS = st.text(alphabet='ab\\"\n:,;é=/+' + "\u2028", max_size=12) | st.sampled_from(['"data:a;base64,', "data:", "\\"])
+KEYS = TEXTS.filter(lambda key: key != "content")
+FILES = st.binary(max_size=400).map(lambda content: {"content": content})  # stands for a file
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    TEXTS | st.none() | st.integers() | FILES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def sent(value: Any) -> Any:
+    """A value with its files as coglet sends them."""
+    if isinstance(value, dict):
+        if isinstance(content := value.get("content"), bytes):
+            return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        return {key: sent(item) for key, item in value.items()}
+    return [sent(item) for item in value] if isinstance(value, list) else value
+
+
+def got(value: Any) -> Any:
+    """A value with its files as they were."""
+    if isinstance(value, answers.Received):
+        assert value.kind == "image/png"
+        return {"content": value.path.read_bytes()}
+    if isinstance(value, dict):
+        return {key: got(item) for key, item in value.items()}
+    return [got(item) for item in value] if isinstance(value, list) else value
+
+
+@any_of(value=VALUES, cuts=st.lists(st.integers(1, 90), min_size=1, max_size=9))
+@settings(max_examples=300, deadline=None)
+def test_an_answer_is_the_same_however_it_comes_in(value: Any, cuts: list[int]) -> None:
+    text = json.dumps({"output": sent(value)}, ensure_ascii=False).encode()
+    sizes, parts = itertools.cycle(cuts), []
+    while text:
+        size = next(sizes)
+        parts.append(text[:size])
+        text = text[size:]
+    with tempfile.TemporaryDirectory() as folder:
+        assert got(answers.read(parts, Path(folder))) == {"output": value}
 
 
 def test_outputs_that_cannot_be_fetched_or_written(tmp_path: Path) -> None:
     with file_server() as web:
         web.always["/gone.png"] = status(410)
         with pytest.raises(OutputError, match=r"at http://127.*/gone.png cannot be fetched: the server answers 410$"):
-            save(f"{web.url}/gone.png?token=secret", str(tmp_path / "x.png"))
+            saved(f"{web.url}/gone.png?token=secret", str(tmp_path / "x.png"))
     with pytest.raises(OutputError, match=r"/gone.png cannot be fetched: there is no answer$"):
-        save(f"{web.url}/gone.png", str(tmp_path / "x.png"))
+        saved(f"{web.url}/gone.png", str(tmp_path / "x.png"))
     for output in ("text", "data:text/plain,a"):
         with pytest.raises(OutputError, match="File name too long"):
-            save(output, str(tmp_path / ("x" * 300 + ".txt")))
+            saved(output, str(tmp_path / ("x" * 300 + ".txt")))
         with pytest.raises(OutputError, match="No such file"):
-            save(output, str(tmp_path / "missing" / "x.txt"))
+            saved(output, str(tmp_path / "missing" / "x.txt"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -458,7 +542,7 @@ def test_a_line_of_the_predictor_cannot_pose_as_the_start_of_a_prediction() -> N
     assert Entry.parse("Traceback (most recent call last):").text() == "Traceback (most recent call last):"
 
 
-@pytest.mark.parametrize("name", ["setup", "serve", "predict", "schema", "lint", "test", "soak"])
+@pytest.mark.parametrize("name", ["setup", "serve", "predict", "train", "schema", "lint", "test", "soak"])
 def test_scripts_are_short_and_executable(name: str) -> None:
     path = ROOT / "script" / name
     lines = path.read_text().splitlines()

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from PIL import Image
 
 from miniature.faces import Portrait, draw_portrait
 from preprocess import masks
-from preprocess.faces import merged, ovals
+from preprocess.faces import FOLDER, detected, merged, ovals
 from preprocess.images import read
 from tests.preparing import encoded, job, members, picture
 
@@ -45,6 +46,17 @@ def test_masks_of_one_two_and_no_face(tmp_path: Path) -> None:
         assert {int(mask[y, x]) for y in (0, -1) for x in (0, -1)} == {round(255 * masks.FLOOR)}
         area = sum((right - left) * (bottom - top) * math.pi / 4 for left, top, right, bottom in portrait.boxes)
         assert 0.6 < (mask > 128).sum() / area < 1.8
+
+
+def test_a_cascade_that_looks_at_the_mirrored_picture() -> None:
+    """That of profiles knows those that look one way; what it finds lies where it is."""
+    cascade = cv2.CascadeClassifier(str(FOLDER / "haarcascade_frontalface_alt2.xml"))
+    portrait = portraits(4, 1)
+    image = Image.new("RGB", (512, 256), portrait.background)
+    image.paste(portrait.image)
+    (plain,), (mirrored,) = (detected(image, [(cascade, seen, 4)]) for seen in (False, True))
+    assert plain == pytest.approx(mirrored, abs=0.03)
+    assert plain[0] < 0.4
 
 
 def test_the_same_every_time(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import resource
 import shutil
 from collections.abc import Callable
@@ -15,11 +16,13 @@ import torch
 from PIL import Image
 
 from errors import DatasetError
+from miniature.world import COLORS, Scene, Thing, render
 from preprocess import examples, prepare
 from preprocess.archive import unpack
 from preprocess.crops import buckets
 from preprocess.examples import Example, Prepared
 from tests import tiny_helpers
+from tests.conftest import ROOT
 from tests.preparing import Log, encoded, left, no_helper, picture, wishes, zipped
 
 
@@ -130,6 +133,17 @@ def test_captions(tmp_path: Path, helpers: Callable[[str], Path]) -> None:
     assert found.skipped == (("caption.csv", "line 3 is for 'z.png', which is not in the archive"),)
     assert "captions for 2 images" in log.lines
     assert "skipped: 'caption.csv' line 3 is for 'z.png', which is not in the archive" in log.lines
+
+
+def test_each_picture_gets_the_caption_that_is_true_of_it(tmp_path: Path) -> None:
+    """The miniature's own captioner, on more pictures than a batch, each of another colour."""
+    scenes = {color: Scene("white" if color != "white" else "blue", (Thing("circle", color),)) for color in COLORS}
+    files = {f"{color}.png": encoded(render(scene, random.Random(0))) for color, scene in scenes.items()}
+    found, _ = prepared(tmp_path, files, lambda part: ROOT / "miniature" / "weights" / part, resolution=128)
+    assert len(found.examples) == len(COLORS) > 4
+    for example in found.examples:
+        assert example.caption.startswith("a photo of TOK, a")
+        assert f"{example.name.removesuffix('.png')} circle" in example.caption
 
 
 def test_models_are_read_only_where_they_are_needed(tmp_path: Path, helpers: Callable[[str], Path]) -> None:

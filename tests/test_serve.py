@@ -18,10 +18,11 @@ import pytest
 import requests
 
 from local import schema
+from local.modes import PREDICT
 from local.package import ROOT, Package
 from local.server import has_cuda
 from local.watchdog import GRACE
-from local.workspace import KEEP, PREDICTIONS, Workspace
+from local.workspace import PREDICTIONS, Workspace
 
 ECHO = Path(__file__).parent / "fixtures" / "echo"
 
@@ -216,12 +217,12 @@ def test_many_at_once_are_all_served(echo: Serving) -> None:
 
 
 def test_folders_of_old_predictions_are_removed(echo: Serving) -> None:
-    names = [f"folder-{echo.port}-{number}" for number in range(KEEP + 6)]
+    names = [f"folder-{echo.port}-{number}" for number in range(PREDICT.kept + 6)]
     for name in names:
         echo.post(name, big=1000)
     until(lambda: not (PREDICTIONS / names[5]).exists())
     kept = [name for name in names if (PREDICTIONS / name).exists()]
-    assert kept == names[-KEEP:]
+    assert kept == names[-PREDICT.kept :]
 
 
 @pytest.mark.parametrize("identifier", ["../../tmp/x", "/etc", "..", ".", "", "a/b", "a\0", "-x" * 200])
@@ -231,8 +232,8 @@ def test_no_id_makes_a_server_delete_anything_else(
     removed: list[str] = []
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr("local.workspace.shutil.rmtree", lambda path, **_: removed.append(str(path)))
-    workspace = Workspace()
-    for name in (identifier, *(f"x{number}" for number in range(KEEP + 1))):
+    workspace = Workspace(PREDICT.kept)
+    for name in (identifier, *(f"x{number}" for number in range(PREDICT.kept + 1))):
         workspace.started(name)
     workspace.close()
     assert removed[0] == str(PREDICTIONS / "x0")

@@ -13,6 +13,7 @@ from safetensors.torch import load
 
 from errors import InputError, WeightsError
 from preprocess.examples import read
+from sdxl.finetune.tokens import LearnedTokens
 from sdxl.generate import encode_image
 from sdxl.models import Models
 from tests.training import SQUARE, config, files, job, trained
@@ -130,6 +131,31 @@ def test_no_text_encoder_works_after_the_pivot(tmp_path: Path) -> None:
         counts.append(training.captions.forwards)
     before, cached = 2 * 3, 2 * 5  # two encoders in each of three steps; then four captions and the empty one, once
     assert counts == [2, 4, 6, before + cached, before + cached, before + cached]
+
+
+def test_captions_are_read_as_predictions_read_prompts(tmp_path: Path) -> None:
+    """The same states and the same pooled vector, learned rows in them, and the empty prompt."""
+    training, models = begun(tmp_path / "job")
+    captions, rows = training.captions, training.captions.rows
+    assert rows is not None
+    words = triggers_of(("TOK",), 2)
+    learned = LearnedTokens("x", (rows[0].detach(), rows[1].detach()), words, "token")
+    with torch.no_grad():
+        found = captions.encode(torch.tensor([0, captions.empty]))
+    caption = read(tmp_path / "job").examples[0].caption
+    assert "TOK" in caption
+    expected = models.text.encode(caption, "", learned=learned)
+    assert torch.allclose(found.prompt_embeds[:1], expected.prompt_embeds, atol=1e-5)
+    assert torch.allclose(found.text_embeds[:1], expected.pooled_prompt_embeds, atol=1e-5)
+    assert torch.allclose(found.prompt_embeds[1:], expected.negative_prompt_embeds, atol=1e-5)
+    assert torch.allclose(found.text_embeds[1:], expected.negative_pooled_prompt_embeds, atol=1e-5)
+
+
+def test_long_captions_are_cut_and_counted(tmp_path: Path) -> None:
+    made = job(tmp_path / "job")
+    models = load_job(made)
+    captions = Captions(models.text, ["a red TOK " * 40, "a TOK"], triggers_of(("TOK",), 2))
+    assert captions.cut == [0]
 
 
 def test_tokens_rest_after_the_pivot(tmp_path: Path) -> None:

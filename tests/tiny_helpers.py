@@ -42,7 +42,7 @@ HUB: dict[str, Any] = {
 
 
 def captioner(folder: Path, *, hub: bool = False) -> Path:
-    """BLIP that speaks WORDS; its first token, [DEC], is beyond the vocabulary, as in the real one."""
+    """BLIP that speaks WORDS; its first token, [DEC], is beyond the vocabulary on the hub, and a word in ours."""
     torch.manual_seed(0)
     ids = {"bos_token_id": len(WORDS), "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
     text = {**SMALL, **ids, "vocab_size": len(WORDS) + 2, "encoder_hidden_size": 32, "max_position_embeddings": 64}
@@ -64,7 +64,7 @@ def captioner(folder: Path, *, hub: bool = False) -> Path:
         stated = {"image_processor_type": "BlipImageProcessor", "processor_class": "BlipProcessor"}
         (folder / "preprocessor_config.json").write_text(json.dumps(HUB | stated))
     else:
-        tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(WORDS)})
+        tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate([*WORDS, "[DEC]"])})
         processor: Any = BlipProcessor
         processor(BlipImageProcessor(size=HUB["size"]), tokenizer).save_pretrained(folder)
     return folder
@@ -111,5 +111,9 @@ def upscaler(folder: Path, times: int = 4) -> Path:
     config = Swin2SRConfig(
         image_size=16, embed_dim=16, depths=[1], num_heads=[2], window_size=8, upscale=times, upsampler=upsampler
     )
-    Swin2SRForImageSuperResolution(config).save_pretrained(folder)
+    model = Swin2SRForImageSuperResolution(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(2)  # so that what is around a place shows in it
+    model.save_pretrained(folder)
     return folder

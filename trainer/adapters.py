@@ -148,7 +148,7 @@ class Adapters:
         start = _start(groups, rank, generator)
         self.rank, self.alpha = rank, alpha
         self.flat = nn.Parameter(start.to(own.device))  # float32: what is optimised. All downs, then all ups
-        self._working = start.to(own)  # what the UNet reads, in its own type
+        self._working = start.to(own, copy=True)  # what the UNet reads, in its own type
         self._gradient = torch.zeros_like(self._working)
         self._downs = sum(rank * each.in_features for group in groups for _, each in group)
         self._anchor = torch.zeros((), device=own.device, requires_grad=True)
