@@ -27,7 +27,7 @@ from limits import checked, stated
 from preprocess import prepare
 from preprocess.archive import unpack
 from preprocess.wishes import Wishes
-from sdxl.models import native_side
+from sdxl.models import narrower, native_side
 from sdxl.workers import Stop, beside
 from trainer.archive import pack
 from trainer.checkpoint import NAME, State, place, require_same, sweep
@@ -38,6 +38,7 @@ from trainer.launch import train as train_job
 RESULTS = "sdxl-trained-"  # a folder for each result; coglet reads it after train() is over
 LARGEST = 2 << 30  # bytes of an archive of pictures
 DOCUMENTED = 512  # pixels of resolution, where the model is made for more
+RATES = {"unet_learning_rate": 1e-6, "ti_lr": 3e-4, "lora_lr": 1e-4}  # the defaults
 
 # In train mode no setup() runs, and coglet fetches what inputs name before train() does.
 guard_downloads(beside, allow_private=os.environ.get("SDXL_PRIVATE_INPUTS") == "1", most=LARGEST)
@@ -83,19 +84,22 @@ def train(
         default=True,
     ),
     unet_learning_rate: float = Input(
-        description="Learning rate of the UNet in full fine-tuning: 1e-6 to 1e-5. 0: it does not learn.",
+        description="Learning rate of the UNet in full fine-tuning: 1e-6 to 1e-5. 0: it does not learn. The default is SDXL's; for the miniature it stands for 13 times as much.",
         ge=0,
         le=1,
         default=1e-6,
     ),
     ti_lr: float = Input(
-        description="Learning rate of the new tokens (textual inversion). 0: they stay as they start.",
+        description="Learning rate of the new tokens (textual inversion). 0: they stay as they start. The default is SDXL's; for the miniature it stands for 13 times as much.",
         ge=0,
         le=1,
         default=3e-4,
     ),
     lora_lr: float = Input(
-        description="Learning rate of the LoRA. 0: the tokens alone learn.", ge=0, le=1, default=1e-4
+        description="Learning rate of the LoRA. 0: the tokens alone learn. The default is SDXL's; for the miniature it stands for 13 times as much.",
+        ge=0,
+        le=1,
+        default=1e-4,
     ),
     lora_rank: int = Input(
         description="Rank of the LoRA: 4 to 128 are usual; more can learn more.", ge=1, le=512, default=32
@@ -244,8 +248,9 @@ def train(
 def _train(asked: SimpleNamespace, stop: Stop) -> pathlib.Path:
     """A training, step by step: check, unpack, prepare, fetch, train, pack. What it has used is gone at the end."""
     started, model = time.perf_counter(), os.environ.get("SDXL_MODEL")
-    side = asked.resolution or _usual_resolution(model)
-    wishes, config = _wishes(asked, side), _config(asked, side)
+    local = weights.resolve(model) if weights.local_folder(model) else None
+    side = asked.resolution or (min(DOCUMENTED, native_side(local)) if local else DOCUMENTED)
+    wishes, config = _wishes(asked, side), _config(asked, side, narrower(local) if local else 1.0)
     archive = _received("input_images", asked.input_images)
     with ExitStack() as held:
         folder = held.enter_context(_scratch())
@@ -283,21 +288,17 @@ def _train(asked: SimpleNamespace, stop: Stop) -> pathlib.Path:
 LIMITS = stated(train)
 
 
-def _usual_resolution(model: Optional[str]) -> int:
-    """The documented one, or the side that a smaller model is made for."""
-    local = weights.local_folder(model)
-    return DOCUMENTED if local is None else min(DOCUMENTED, native_side(weights.resolve(model)))
-
-
 def _wishes(asked: SimpleNamespace, side: int) -> Wishes:
     """What is asked of the pictures."""
     given: dict[str, Any] = {each.name: getattr(asked, each.name, None) for each in fields(Wishes)}
     return Wishes(**given | {"triggers": _triggers(asked), "resolution": side})
 
 
-def _config(asked: SimpleNamespace, side: int) -> Config:
-    """What is asked of the training; a blank seed is drawn."""
+def _config(asked: SimpleNamespace, side: int, narrower: float) -> Config:
+    """What is asked of the training; a blank seed is drawn. The documented learning rates are SDXL's: left as they are,
+    they stand for those of a model so much narrower (arXiv 2203.03466: rates go with 1 / width)."""
     settled = {
+        **{name: rate * narrower for name, rate in RATES.items() if getattr(asked, name) == rate},
         "triggers": _triggers(asked),
         "resolution": side,
         "lora_alpha": float(asked.lora_rank if asked.lora_alpha is None else asked.lora_alpha),

@@ -29,9 +29,12 @@ class Received:
 def read(parts: Iterable[bytes], folder: Path) -> Any:
     """The JSON that parts make, with a `Received` for every data: URL in base64; the files lie in folder."""
     reader = _Reader(folder)
-    for part in parts:
-        reader.feed(part)
-    return reader.end()
+    try:
+        for part in parts:
+            reader.feed(part)
+        return reader.end()
+    finally:
+        reader.close()
 
 
 class _Reader:
@@ -50,7 +53,6 @@ class _Reader:
     def end(self) -> Any:
         """What it all was."""
         if self._file:
-            self._file.close()
             raise AnswerError("the answer ends in the middle of a file")
         try:
             return self._filled(json.loads(self._text + self._rest))
@@ -82,9 +84,14 @@ class _Reader:
             raise AnswerError(f"an output is damaged: {error}") from error
         del self._rest[: known + (stop >= 0)]
         if stop >= 0:
-            file.close()
-            self._file = None
+            self.close()
         return stop >= 0
+
+    def close(self) -> None:
+        """No more of the file that is open, if any."""
+        if self._file:
+            self._file.close()
+            self._file = None
 
     def _filled(self, value: Any) -> Any:
         if isinstance(value, dict):

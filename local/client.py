@@ -35,6 +35,7 @@ PREFIXES = re.compile(
     r"^((Prediction|Training) failed: )*((Input|Value|Weights|Dataset|UnsafeContent|Runtime)Error: )?"
 )
 PATIENCE = 60.0  # seconds for a cancelled request to end: a training then writes its checkpoint
+OTHER_MODE = re.compile(r"TypeError: .*\(\) got an unexpected keyword argument")  # coglet asks whatever it runs
 JSON = {"Content-Type": "application/json"}
 Answer = dict[str, Any]
 
@@ -135,6 +136,10 @@ def _failure(answer: Answer, mode: Mode) -> str:
     error = str(answer.get("error") or f"the {mode.noun} was {answer.get('status')}")
     if error == "Worker crashed":
         return "the process that runs the predictor died (out of memory?)"
+    if OTHER_MODE.search(error):
+        return (
+            f"this server does no {mode.noun}s; script/serve{' --train' if mode is TRAIN else ''} starts one that does"
+        )
     return PREFIXES.sub("", error)
 
 
@@ -178,10 +183,12 @@ def some_server(options: argparse.Namespace, mode: Mode, screen: Screen, readabl
         yield server
 
 
-def document(options: argparse.Namespace) -> Json:
+def document(options: argparse.Namespace, mode: Mode) -> Json:
     """The schema: of the running server, or made from source."""
     if not options.url:
-        return dict(json.loads(schema.generate(Package.load(options.package))))
+        package = Package.load(options.package)
+        package.entry(mode)
+        return dict(json.loads(schema.generate(package)))
     try:
         answer = requests.get(f"{options.url.rstrip('/')}/openapi.json", timeout=10)
         answer.raise_for_status()
@@ -193,7 +200,7 @@ def document(options: argparse.Namespace) -> Json:
 def run(options: argparse.Namespace, mode: Mode, screen: Screen) -> None:
     """Check, serve, ask, save."""
     check_writable(options.output)
-    inputs = Inputs(document(options), mode, ours=not options.url)
+    inputs = Inputs(document(options, mode), mode, ours=not options.url)
     given = inputs.from_json(options.json) if options.json else inputs.from_flags(options.input)
     identifier = f"cli-{secrets.token_hex(8)}"
     body = json.dumps({"id": identifier, "input": given}).encode()

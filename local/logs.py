@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -13,6 +14,7 @@ LEVELS = {"TRACE": 0, "DEBUG": 1, "INFO": 2, "WARN": 3, "ERROR": 4}
 PREDICTION = "coglet::prediction"
 SETUP = "coglet::setup"
 SERVER = "local.server"
+WORKER = re.compile(r"worker::(\S+) \[(\w+)\] (.*)")  # how coglet's worker writes when nobody takes its log
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Entry:
     @classmethod
     def parse(cls, line: str) -> "Entry":
         """Read a line; what is not JSON came from Python itself, such as a traceback."""
+        if match := WORKER.fullmatch(line.rstrip("\n")):
+            return cls(match[3], match[1], match[2].upper())
         try:
             record = json.loads(line)
             fields = dict(record["fields"])

@@ -39,7 +39,7 @@ class Inputs:
         """ours: the server is our own, and reads the files in `paths` itself."""
         self._components = document["components"]["schemas"]
         if mode.component not in self._components:
-            raise ValueProblemError(f"there are no {mode.noun}s here, by the schema; is it the right server?")
+            raise ValueProblemError(f"by its schema this server does no {mode.noun}s")
         schema = self._components[mode.component]
         self._properties: Json = schema["properties"]
         self._required: list[str] = schema.get("required", [])

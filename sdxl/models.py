@@ -26,6 +26,7 @@ from sdxl.text import TextEncoders
 
 M = TypeVar("M", bound=Module)
 
+SDXL_WIDTH = 1280  # channels of its UNet where that is widest
 # What diffusers called the attention layers of a VAE before 2023.
 OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
@@ -85,6 +86,12 @@ def native_side(files: ModelFiles) -> int:
     configs = files.base if files.config is None else files.config
     factor = 2 ** (len(_config(configs / "vae")["block_out_channels"]) - 1)
     return int(_config(configs / "unet")["sample_size"] * factor)
+
+
+def narrower(files: ModelFiles) -> float:
+    """How many times the UNet of a model that is not loaded is narrower than SDXL's: 1 for SDXL."""
+    configs = files.base if files.config is None else files.config
+    return float(SDXL_WIDTH / _config(configs / "unet")["block_out_channels"][-1])
 
 
 def read_tensors(folder: Path, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:

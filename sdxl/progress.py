@@ -2,9 +2,10 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import TextIO
 
 import torch
 from tqdm import tqdm
@@ -27,10 +28,33 @@ class _NoLock:
 
 
 class Bar(tqdm):
-    """A bar without tqdm's monitor thread and lock: a cancel that meets either hangs the worker for ever."""
+    """A bar without tqdm's monitor thread and lock: a cancel that meets either hangs the worker for ever.
+
+    Every state is a line of its own. coglet passes \\r on as it is, and Replicate's clients, who look for the last line
+    that is a bar, would find the first of the states that it joins.
+    """
 
     monitor_interval = 0
     _lock = _NoLock()
+    disable: bool
+
+    @staticmethod
+    def status_printer(file: TextIO) -> Callable[[str], None]:
+        """What tqdm calls with each state."""
+
+        def write(state: str) -> None:
+            file.write(f"{state}\n")
+            file.flush()
+
+        return write
+
+    def close(self) -> None:
+        """tqdm's own shows the last state again, and adds a line break."""
+        if not self.disable:
+            if self.last_print_n < self.n:
+                self.display(pos=0)
+            self.disable = True
+            self._decr_instances(self)
 
 
 class Progress:

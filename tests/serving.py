@@ -120,4 +120,4 @@ def data_url(image: Image.Image, kind: str = "PNG") -> str:
 
 def sentence(error: str) -> str:
     """An error without the prefixes of coglet and Python."""
-    return re.sub(r"^(Prediction failed: |Input validation error: |\w+Error: )+", "", error)
+    return re.sub(r"^((Prediction|Training) failed: |Input validation error: |\w+Error: )+", "", error)

@@ -542,6 +542,11 @@ def test_a_line_of_the_predictor_cannot_pose_as_the_start_of_a_prediction() -> N
     assert Entry.parse("Traceback (most recent call last):").text() == "Traceback (most recent call last):"
 
 
+def test_what_coglets_worker_says_is_not_the_predictors() -> None:
+    entry = Entry.parse("worker::coglet::bridge::codec::large_frame [info] Large frame being encoded\n")
+    assert (entry.said, entry.level, entry.message) == (False, "INFO", "Large frame being encoded")
+
+
 @pytest.mark.parametrize("name", ["setup", "serve", "predict", "train", "schema", "lint", "test", "soak"])
 def test_scripts_are_short_and_executable(name: str) -> None:
     path = ROOT / "script" / name
@@ -557,7 +562,7 @@ def test_setup_makes_a_fresh_clone_usable_once_even_when_run_twice_at_once(tmp_p
     (tmp_path / "script").mkdir()
     shutil.copy(ROOT / "local" / "setup.py", tmp_path / "local")
     shutil.copy(ROOT / "script" / "setup", tmp_path / "script")
-    for name in ("requirements.txt", "requirements-local.txt"):
+    for name in ("requirements.txt", "requirements-local.txt", "requirements-side.txt"):
         (tmp_path / name).write_text("# nothing\n")
     run = [str(tmp_path / "script" / "setup")]
     both = [subprocess.Popen(run, stderr=subprocess.PIPE, text=True) for _ in range(2)]

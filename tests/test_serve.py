@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from local import schema
-from local.modes import PREDICT
+from local.modes import PREDICT, TRAIN
 from local.package import ROOT, Package
 from local.server import has_cuda
 from local.watchdog import GRACE
@@ -49,6 +49,7 @@ class Serving:
 
     def __init__(self, temporary: Path, *options: str, **variables: str) -> None:
         """Start it on a free port; what it writes goes to a file."""
+        self.route = (TRAIN if "--train" in options else PREDICT).route
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = temporary / f"log-{self.port}"
@@ -76,15 +77,15 @@ class Serving:
 
     def ready(self) -> "Serving":
         """Wait until it serves."""
-        until(lambda: self.status() == "READY" or self.process.poll() is not None)
+        until(lambda: self.status() == "READY" or self.process.poll() is not None, seconds=60)
         assert self.process.poll() is None, self.log.read_text()
         self.family()
         return self
 
     def post(self, identifier: str | None = None, **inputs: Any) -> requests.Response:
-        """One prediction; 409 is tried again, as every client has to."""
+        """One request; 409 is tried again, as every client has to."""
         body = {"input": inputs, **({"id": identifier} if identifier else {})}
-        while (answer := requests.post(f"{self.url}/predictions", json=body, timeout=60)).status_code == 409:
+        while (answer := requests.post(f"{self.url}{self.route}", json=body, timeout=60)).status_code == 409:
             time.sleep(0.02)
         return answer
 

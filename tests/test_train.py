@@ -114,6 +114,25 @@ def test_resolution_is_what_is_trained(pictures: Path, asked: int | None, size: 
     assert [each["original_size"] for each in report["examples"]] == [[128, 128], [128, 160]]
 
 
+def test_default_learning_rates_are_for_the_width_of_the_model(pictures: Path) -> None:
+    """1e-4 is what suits SDXL, 1,280 channels wide; the miniature has 96. What is given is taken as it is."""
+    told = [json.loads(members(trained(pictures, lora_lr=rate))["training_report.json"]) for rate in (1e-4, 2e-4)]
+    assert [each["settings"]["lora_lr"] for each in told] == [pytest.approx(1e-4 * 1280 / 96, rel=1e-4), 2e-4]
+    assert [each["settings"]["ti_lr"] for each in told] == [pytest.approx(3e-4 * 1280 / 96, rel=1e-4)] * 2
+
+
+def test_masks_of_prompts_and_of_ones_own(tmp_path: Path) -> None:
+    archive = zipped(
+        tmp_path / "masked.zip",
+        {"a.png": picture(), "a.txt": b"a TOK", "b.png": picture(), "b.txt": b"a TOK", "b.mask.png": picture()},
+    )
+    told = json.loads(members(trained(archive, mask_target_prompts="a shape"))["training_report.json"])
+    assert [each["mask"] for each in told["examples"]] == [True, True]
+    plain = json.loads(members(trained(archive))["training_report.json"])
+    assert [each["mask"] for each in plain["examples"]] == [False, True]
+    assert told["losses"] != plain["losses"]
+
+
 def test_a_word_of_ones_own(pictures: Path) -> None:
     """The default prefix means the word, whatever it is called."""
     found = members(trained(pictures, token_string="ZWX"))

@@ -1,0 +1,260 @@
+"""A step of a training (B), against the recipe of diffusers' own SDXL LoRA script (A).
+
+Time and operations: SDXL's every layer at a fraction of its width, where what is left is the work of the host. Memory:
+SDXL's own size, in tensors without data.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
+
+from benchmarks import wide_model
+from benchmarks.device import Book, Emulated
+from benchmarks.measure import TINY, Effort, Row, interleave, timing_row
+from benchmarks.memory import Live, without_data
+from benchmarks.training_sides import BASE, Reference, adapted, begin, both, models_of, narrow, pictures, settings
+from preprocess.examples import Example
+from sdxl.models import Models, blank, fill
+from tests.training import job
+from trainer.loop import training_steps
+from trainer.loss import draw
+from trainer.run import run
+
+GROUP = "training step"
+CAPTION, PLAIN = "a photo of TOK", "a photo of a heart"  # the second gives both sides the same tokens
+AFTER, BEFORE = {"ti_lr": 0.0}, {"pivot": 1.0}  # the pivot is before the first step, or after the last
+RANK, FULL_RANK = 4, 32
+BATCH = 4
+SIDE, LARGE_SIDE = 64, 128  # pixels
+COURSE = 6  # steps of a whole training
+MOST_TIME, MOST_GRADIENT, MOST_GB = 0.6, 1e-5, 27.0
+GB = 1e9
+
+
+def rows(effort: Effort) -> list[Row]:
+    """All of them; the tests leave out what has no goal and takes long."""
+    whole = effort.rounds > 1
+    models = narrow(TINY.divisor)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        examples = pictures(folder, SIDE, CAPTION)
+        found = times(models, examples, effort.rounds, f"1/{TINY.divisor} of the width, {SIDE} px")
+        if whole:
+            wider = pictures(folder, LARGE_SIDE, CAPTION)
+            what = f"1/{TINY.divisor // 2} of the width, {LARGE_SIDE} px"
+            found += times(narrow(TINY.divisor // 2), wider, effort.rounds, what)
+        found += operations(models, examples)
+        found += encoders(folder / "course")
+        found += gradients(models, pictures(folder, SIDE, PLAIN))
+        found += memory(folder, whole=whole)
+    return found
+
+
+def times(models: Models, examples: Sequence[Example], rounds: int, what: str) -> list[Row]:
+    """CPU time of a step: of all of it, of the UNet and optimiser alone, and while tokens learn, which A's never do."""
+    a, training = both(copy.deepcopy(models), settings(RANK, 1, **AFTER), examples)
+    with torch.no_grad():
+        latents, embeds = a.encoded(), a.embeds()
+    after = _next(training_steps(training, 0))
+    _, training = both(copy.deepcopy(models), settings(RANK, 1, **BEFORE), examples)
+    before = _next(training_steps(training, 0))
+    cases: tuple[tuple[str, Callable[[], None], Callable[[], object], float | None], ...] = (
+        ("after the pivot", a.step, after, MOST_TIME),
+        ("after the pivot, A without VAE and text encoders", lambda: a.step(latents, embeds), after, None),
+        ("before the pivot", a.step, before, 1.0),
+    )
+    found = []
+    for name, reference, ours, most in cases:
+        theirs, own = interleave(reference, ours, rounds)
+        found.append(timing_row(GROUP, f"CPU time, {what}, {name}", theirs.cpu, own.cpu, most_ratio=most))
+    return found
+
+
+def operations(models: Models, examples: Sequence[Example]) -> list[Row]:
+    """What a step gives a device to do, and how often it waits for it, after the pivot and before."""
+    theirs = copy.deepcopy(models)
+    adapted(theirs.base, RANK)
+    with Emulated() as book:
+        book.mark(_tensors(theirs))
+        counts = _work(book, Reference(theirs, settings(RANK, 1, **AFTER), examples).step)
+    found = []
+    for name, pivot in (("after the pivot", AFTER), ("before the pivot", BEFORE)):
+        ours = copy.deepcopy(models)
+        with Emulated() as book:
+            book.mark(_tensors(ours))
+            training = begin(ours, settings(RANK, 1, **pivot), examples)
+            book.mark(training.learning)
+            b = _work(book, _next(training_steps(training, 0)))
+        goal = {"most_ratio": MOST_TIME} if pivot is AFTER else {"most_ratio": 1.0}
+        found += [
+            Row(GROUP, f"device operations, {name}", "", counts[0], b[0], exact=True, **goal),
+            Row(GROUP, f"waits for the device, {name}", "", counts[1], b[1], most=0, exact=True),
+        ]
+    return found
+
+
+def encoders(folder: Path) -> list[Row]:
+    """Forward passes of both text encoders in a whole training of the miniature, by trainer.run."""
+    made, calls, after = job(folder, max_train_steps=COURSE, sample_prompts=()), list[int](), list[int]()
+
+    def watch(module: torch.nn.Module, _: object) -> None:
+        if isinstance(module, CLIPTextEmbeddings):  # each encoder begins with one
+            calls.append(1)
+
+    hook = register_module_forward_pre_hook(watch)
+    run(made, lambda _: None, lambda: after.append(len(calls)))  # it looks for a cancel after every step
+    hook.remove()
+    pivot = made.config.pivot_step(COURSE)
+    first, *steps = after[-COURSE - 1 :]
+    left = COURSE - pivot - 1
+    return [
+        Row(GROUP, f"text encoders, forward passes, {pivot} steps before the pivot", "", 2 * pivot,
+            steps[pivot - 1] - first, most_ratio=1, exact=True),
+        Row(GROUP, "text encoders, forward passes, at the pivot: all captions, kept from then on", "", 2,
+            steps[pivot] - steps[pivot - 1], exact=True),
+        Row(GROUP, f"text encoders, forward passes, {left} steps after it", "", 2 * left,
+            steps[-1] - steps[pivot], most=0, exact=True),
+    ]  # fmt: skip
+
+
+def gradients(models: Models, examples: Sequence[Example]) -> list[Row]:
+    """Of every factor, with the same weights and draws, against A's. In float32 rounding makes as much of a difference,
+    of A from itself in float64 too."""
+    a, b = _gradients(models, examples, torch.float32)
+    a_exact, b_exact = _gradients(models, examples, torch.float64)
+    name = f"gradients of {len(a)} factors"
+    exact, whole = _worst(b_exact, a_exact), _distance(b, a)
+    return [
+        Row(GROUP, f"{name}, float64, the worst: B from A", "", None, exact, most=MOST_GRADIENT),
+        Row(GROUP, f"{name}, float32, all together: B from A", "", None, whole, most=MOST_GRADIENT),
+        Row(GROUP, f"{name}, float32, the worst: from A in float64", "", _worst(a, a_exact), _worst(b, a_exact)),
+    ]
+
+
+def _gradients(
+    models: Models, examples: Sequence[Example], dtype: torch.dtype
+) -> tuple[dict[tuple[str, int], Tensor], dict[tuple[str, int], Tensor]]:
+    """A's and B's by (layer, 0 for down or 1 for up): of a step of each, of one picture twice with other noise."""
+    models = copy.deepcopy(models)
+    for module in (*models.parts.values(), models.vae):
+        module.to(dtype)
+    a, training = both(models, settings(RANK, 2, max_grad_norm=0.0, min_lora_scale=1.0, **AFTER), examples[:1])
+    flat, theirs = training.learner.parameters[0], a.factors()
+    flat.data.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    for name, factors in training.learner.lora().items():
+        for mine, value in zip(theirs[name], factors, strict=True):
+            mine.data.copy_(value)
+    numbers, key = [0, 0], (training.config.seed, 0, 0)
+    draws = draw(training.latents.shape(numbers), key=key, train_timesteps=len(training.alphas), dropout=0.0)
+    loss = a.loss(training.latents.batch(numbers, draws).latents, draws.noise, draws.timesteps, a.embeds())
+    loss.backward()  # type: ignore[no-untyped-call]
+    next(training_steps(training, 0))
+    assert flat.grad is not None
+    flat.data.copy_(flat.grad)  # so that `lora` sorts them by layer
+    ours = training.learner.lora()
+    places = [(name, side) for name in theirs for side in (0, 1)]
+    return (
+        {(name, side): theirs[name][side].grad.double() for name, side in places},
+        {(name, side): ours[name][side].double() for name, side in places},
+    )
+
+
+def _worst(found: Mapping[tuple[str, int], Tensor], right: Mapping[tuple[str, int], Tensor]) -> float:
+    """The largest difference in a factor over its largest number."""
+    return max(float((found[key] - right[key]).abs().max() / right[key].abs().max()) for key in right)
+
+
+def _distance(found: Mapping[tuple[str, int], Tensor], right: Mapping[tuple[str, int], Tensor]) -> float:
+    """The norm of all differences over that of all numbers."""
+    off, size = (math.sqrt(sum(float(each.square().sum()) for each in values)) for values in (
+        [found[key] - right[key] for key in right], right.values()
+    ))  # fmt: skip
+    return off / size
+
+
+def memory(folder: Path, *, whole: bool) -> list[Row]:
+    """The most that lives at any time of a step of SDXL itself, with both text encoders and the VAE, bfloat16."""
+    small, large = (pictures(folder, side, CAPTION) for side in (768, 1024))
+    blanks = {part: blank(BASE / part, make).to(_dtype(part)) for part, make in wide_model.MAKERS.items()}
+    with_layers = adapted(copy.deepcopy(blanks["unet"]), FULL_RANK) if whole else None
+    a, goals = None, dict[str, tuple[float, float | None]]()
+    with without_data() as live:
+        models = models_of(lambda part: fill(blanks[part], iter(_made(blanks[part]).items()), torch.device("cpu")))
+        goals["768 px"] = _peak(live, models, small, **AFTER), MOST_GB
+        if with_layers is not None:
+            goals["768 px, before the pivot"] = _peak(live, models, small, **BEFORE), MOST_GB
+            goals["768 px, gradient_checkpointing"] = (
+                _peak(live, models, small, gradient_checkpointing=True, **AFTER), None
+            )  # fmt: skip
+            goals["1024 px"] = _peak(live, models, large, **AFTER), None
+            a = _reference_peak(live, replace(models, base=with_layers), small)
+    return [
+        Row(GROUP, f"peak memory, batch {BATCH}, {name}", "GB", a if name == "768 px" else None, b, most=most,
+            exact=True)
+        for name, (b, most) in goals.items()
+    ]  # fmt: skip
+
+
+def _dtype(part: str) -> torch.dtype:
+    """As trainer.run has it on a GPU, and A's script too: the VAE of SDXL 1.0 overflows in 16 bits."""
+    return torch.float32 if part == "vae" else torch.bfloat16
+
+
+def _made(module: torch.nn.Module) -> dict[str, Tensor]:
+    """All weights of a module on the meta device, in memory that is counted."""
+    return {name: torch.empty(value.shape, dtype=value.dtype) for name, value in module.state_dict().items()}
+
+
+def _peak(live: Live, models: Models, examples: Sequence[Example], **asked: float) -> float:
+    """Of this trainer, from the pictures on."""
+    live.peak = live.bytes
+    training = begin(models, settings(FULL_RANK, BATCH, **asked), examples)
+    _fill_state(training.optimizer, training.learning)
+    next(training_steps(training, 0))
+    training.finish()
+    return live.peak / GB
+
+
+def _reference_peak(live: Live, models: Models, examples: Sequence[Example]) -> float:
+    """Of A with mixed_precision="bf16", which is autocast around the UNet."""
+    live.peak = live.bytes
+    models.base.load_state_dict(_made(models.base), assign=True)
+    a = Reference(models, settings(FULL_RANK, BATCH, **AFTER), examples)
+    a.unet.forward = torch.autocast("cpu", torch.bfloat16)(a.unet.forward)
+    _fill_state(a.optimizer, a.learning)
+    a.step()
+    return live.peak / GB
+
+
+def _fill_state(optimizer: torch.optim.Optimizer, learning: Iterable[Tensor]) -> None:
+    """What the optimiser keeps, as after a first step."""
+    for parameter in learning:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _next(steps: Iterator[object]) -> Callable[[], object]:
+    return lambda: next(steps)
+
+
+def _tensors(models: Models) -> list[Tensor]:
+    """All that lies on the device before a training begins."""
+    modules = (*models.parts.values(), models.vae)
+    return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+
+
+def _work(book: Book, step: Callable[[], object]) -> tuple[int, int]:
+    """Of the second step: the first makes the optimiser's state."""
+    step()
+    before = book.ops, book.syncs
+    step()
+    return book.ops - before[0], book.syncs - before[1]
