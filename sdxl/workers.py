@@ -85,24 +85,20 @@ class Stop:
             raise Stopped
 
 
-class _Lives:
-    """Held by a thread, and by nothing else."""
-
-
 class _Beside(Job[T]):
     """Work on a thread of its own. `began` is set before `asked` is looked at, and whoever waits does the reverse: so
     one of the two sees the other's."""
 
     def __init__(self, work: Callable[[Stop], T]) -> None:
         self.began, self.stop = False, Stop()
-        self._lives: Callable[[], _Lives | None] = lambda: None
+        self._lives: Callable[[], object] = lambda: None
         super().__init__(partial(work, self.stop))
 
     def start(self) -> None:
         """One call in C: it starts a thread, or does not. Prints and metrics find their prediction by its context."""
-        lives = _Lives()
-        self._lives = weakref.ref(lives)
-        _thread.start_new_thread(self._begin, (contextvars.copy_context(), lives))
+        begin = partial(self._begin, contextvars.copy_context())
+        self._lives = weakref.ref(begin)  # nothing but the thread holds it
+        _thread.start_new_thread(begin, ())
 
     def wait(self) -> None:
         """As any job's, but for a cancel that hits the new thread: until a thread first runs, CPython 3.11 holds it for
@@ -112,7 +108,7 @@ class _Beside(Job[T]):
                 raise Stopped
             time.sleep(0.001)
 
-    def _begin(self, context: contextvars.Context, _: _Lives) -> None:
+    def _begin(self, context: contextvars.Context) -> None:
         """On the new thread: one that Python knows, since libraries ask for theirs."""
         self.began = True
         if self.stop.asked:

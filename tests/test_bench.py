@@ -10,6 +10,7 @@ import torch
 from benchmarks import report
 from benchmarks.device import Emulated
 from benchmarks.measure import TINY, Row, interleave
+from benchmarks.memory import without_data
 from sdxl.schedulers import SCHEDULERS
 
 
@@ -70,6 +71,38 @@ def test_a_lora_costs_nothing_per_step_and_little_to_change() -> None:
     assert 1 < traffic < 1.1
     assert rows["text encoders, forward passes, the same prompt with LoRA 1, 2, 1"].b == 0
     assert rows["memory, factors of a LoRA"].ratio == 1
+
+
+def test_a_training_step_is_diffusers_own_for_less() -> None:
+    rows = measured("training")
+    assert len([row for row in rows.values() if "gradients of 1120 factors" in row.name and row.met]) == 2
+    for name in ("device operations, after the pivot", "device operations, before the pivot"):
+        assert rows[name].met
+    for name in ("waits for the device, after the pivot", "waits for the device, before the pivot"):
+        assert rows[name].b == 0
+    name = "text encoders, forward passes"
+    assert rows[f"{name}, 3 steps before the pivot"].b == 2 * 3
+    assert rows[f"{name}, at the pivot: all captions, kept from then on"].b == 2 * (4 + 1)
+    assert rows[f"{name}, 2 steps after it"].b == 0
+    peak = rows["peak memory, batch 4, 768 px, after the pivot"].b
+    assert 7.1 < peak <= 27, "SDXL in 16 bits, its VAE in 32, is 7.1"
+
+
+def test_what_anyone_holds_is_memory() -> None:
+    with without_data() as live:
+        weight = torch.empty(1000, requires_grad=True)
+        loss = weight.exp().sum()
+        assert live.bytes == 4000 + 4000 + 4, "autograd holds what exp gave"
+        loss.backward()  # type: ignore[no-untyped-call]
+        del loss
+        assert live.bytes == 4000 + 4000, "the weight and its gradient"
+        assert live.peak >= 4000 + 4000 + 4 + 4000
+        weight.grad = None
+        held = weight[:10].view(2, 5)
+        del weight
+        assert live.bytes == 4000, "a view holds all of it"
+        del held
+    assert live.bytes == 0
 
 
 @pytest.mark.parametrize("group", ["loop", "pictures"])

@@ -12,7 +12,7 @@ from sdxl.models import Models
 from sdxl.progress import Progress
 from sdxl.request import MicroConditioning, Prompts, Request, Sampling
 
-STEPS, GUIDANCE = 25, 7.5
+STEPS, GUIDANCE = 25, 5.0
 MICRO = MicroConditioning(None, None, None, None, None, None, 6.0, 2.5)
 
 
