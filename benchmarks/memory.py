@@ -1,4 +1,4 @@
-"""How much memory something would take at full size: every tensor in its shape and type, and none of its data."""
+"""How much memory something takes, on the meta device, whose tensors have a shape and a type and no data."""
 
 import weakref
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+META = torch.device("meta")
 NUMBER = 0.5  # what a tensor without data says when it is asked for its value
 
 
@@ -23,11 +23,11 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known = dict[int, int]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return NUMBER
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and tensor.is_meta:
                 self._meet(tensor.untyped_storage())
         return result
 
@@ -44,12 +44,29 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.bytes -= self._known.pop(key)
 
 
-@contextmanager
-def without_data() -> Iterator[Live]:
-    """Inside, tensors have no data, and the memory that they would take is counted.
+def _flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention as GPUs do it, which keeps its inputs, its output and one number for each query."""
+    assert not enable_gqa
+    attend: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    output: Tensor = attend(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    return output
 
-    They say that they are on a CPU, for which torch picks flash attention, as it does on a GPU: it keeps its inputs,
-    its output and one number for each query.
-    """
-    with FakeTensorMode(allow_non_fake_inputs=True), Live() as live:
+
+@contextmanager
+def counted_memory() -> Iterator[Live]:
+    """Inside, what lives on the meta device is counted. Left to itself, torch would keep every weight of an attention
+    there."""
+    make: Any = torch.library._scoped_library
+    with make("aten", "IMPL") as library, Live() as live:
+        library.impl("scaled_dot_product_attention", _flash, "AutogradMeta")
         yield live

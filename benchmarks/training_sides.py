@@ -29,10 +29,10 @@ from trainer.texts import Captions, triggers_of
 
 LAYERS = ["to_k", "to_q", "to_v", "to_out.0"]
 BASE = weights.CONFIGS / "base"
-COUNT = 4
+CPU = torch.device("cpu")
 
 
-def models_of(make: Callable[[str], Any]) -> Models:
+def models_of(make: Callable[[str], Any], device: torch.device = CPU) -> Models:
     """SDXL's base around parts by name, without a refiner and a safety checker."""
     return Models(
         text=TextEncoders(
@@ -45,7 +45,7 @@ def models_of(make: Callable[[str], Any]) -> Models:
         base=make("unet"),
         scheduler_config=DDPMScheduler.load_config(BASE / "scheduler"),
         safety=None,
-        placement=Placement(torch.device("cpu"), "resident"),
+        placement=Placement(device, "resident"),
         _refiner=None,
     )
 
@@ -56,15 +56,11 @@ def narrow(divisor: int) -> Models:
     return models_of(lambda part: wide_model.started(part, divisor))
 
 
-def pictures(folder: Path, side: int, caption: str) -> list[Example]:
-    """Squares of noise, as many as a batch of the largest step needs."""
-    found = []
-    for number in range(COUNT):
-        path = folder / f"{side}-{number}.png"
-        pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), np.uint8)
-        Image.fromarray(pixels).save(path)
-        found.append(Example(path.name, path, None, caption, (side, side), (0, 0), (side, side)))
-    return found
+def picture(folder: Path, side: int, caption: str) -> list[Example]:
+    """A square of noise, which is all there is to train on: a batch has it as often as it has places."""
+    path = folder / f"{side}.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)).save(path)
+    return [Example(path.name, path, None, caption, (side, side), (0, 0), (side, side))]
 
 
 def settings(rank: int, batch: int, **asked: Any) -> Config:
@@ -96,14 +92,16 @@ class Reference:
     """
 
     def __init__(self, models: Models, asked: Config, examples: Sequence[Example]) -> None:
-        self.config, self.device = asked, torch.device("cpu")
+        self.config, self.device = asked, models.placement.device
         self.unet: Any = models.base.train()
         self.vae: Any = models.vae
         self.text = models.text
+        self.dtype, self.vae_dtype = self.unet.dtype, self.vae.dtype  # diffusers looks at every module to know them
         if asked.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         self.learning = [each for each in self.unet.parameters() if each.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.learning, lr=asked.lora_lr, weight_decay=1e-2, foreach=True)
+        self.together = True if self.device.type != "meta" else None  # which torch has not for it
+        self.optimizer = torch.optim.AdamW(self.learning, lr=asked.lora_lr, weight_decay=1e-2, foreach=self.together)
         self.schedule = get_scheduler("constant", optimizer=self.optimizer)
         make: Any = DDPMScheduler.from_config
         self.noise: Any = make(dict(models.scheduler_config))
@@ -125,14 +123,14 @@ class Reference:
         loss = self.loss(latents, noise, timesteps, embeds or self.embeds())
         self.told += loss.detach().repeat(len(latents)).mean().item()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.learning, self.config.max_grad_norm, foreach=True)
+        torch.nn.utils.clip_grad_norm_(self.learning, self.config.max_grad_norm, foreach=self.together)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
 
     def encoded(self) -> Tensor:
         """Pictures -> latents, (B, 4, h, w)."""
-        found: Tensor = self.vae.encode(self.pixels.to(self.vae.dtype)).latent_dist.sample()
+        found: Tensor = self.vae.encode(self.pixels.to(self.vae_dtype)).latent_dist.sample()
         return found * float(config_of(self.vae).scaling_factor)
 
     def embeds(self) -> tuple[Tensor, Tensor]:
@@ -147,9 +145,9 @@ class Reference:
 
     def loss(self, latents: Tensor, noise: Tensor, timesteps: Tensor, embeds: tuple[Tensor, Tensor]) -> Tensor:
         """Of noise and timesteps that have been drawn."""
-        noised = self.noise.add_noise(latents, noise, timesteps).to(self.unet.dtype)
-        ids = torch.cat([torch.tensor([each]).to(self.device, self.unet.dtype) for each in self.sizes])
-        states, pooled = (each.to(self.unet.dtype) for each in embeds)
+        noised = self.noise.add_noise(latents, noise, timesteps).to(self.dtype)
+        ids = torch.cat([torch.tensor([each]).to(self.device, self.dtype) for each in self.sizes])
+        states, pooled = (each.to(self.dtype) for each in embeds)
         conditions = {"time_ids": ids, "text_embeds": pooled}
         predicted = self.unet(noised, timesteps, states, added_cond_kwargs=conditions, return_dict=False)[0]
         compute_snr: Any = training_utils.compute_snr

@@ -1,23 +1,23 @@
 """The captioner: BLIP's own class, trained to see and then to say in one sentence what the world shows."""
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import BertTokenizer, BlipImageProcessor, BlipProcessor
+from transformers import BertTokenizer, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
 from miniature.gallery import draw_pool
 from miniature.loop import Average, Budget, cosine, save
-from miniature.models import HELPER_SIDE, Captioner, make_captioner
+from miniature.models import HELPER_SIDE, Captioner, load, make_captioner
 from miniature.sight import IGNORED, Heads, Optimizer, label, start_waves
 from miniature.tokenizer import ORDINARY, world_words
 from miniature.world import PREFIXES
 
 PICTURES = 12_000
 BATCH = 32
-SPEECH = 0.5  # share of the training after which words are learnt too
 LENGTH = 28  # tokens that may be added to what is given
 PREFIXED = 0.25  # share of captions that go on from words a user may give
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -38,34 +38,55 @@ def make_processor() -> BlipProcessor:
     return BlipProcessor(BlipImageProcessor(size=size), tokenizer)  # type: ignore[no-untyped-call]
 
 
-def train_captioner(work: Path, budget: Budget) -> None:
-    """Trains BLIP, its vision ahead of its words; writes work/captioner."""
+@dataclass(frozen=True)
+class Phase:
+    """Part of the training: what it starts from and leaves, its share of the peak rates, when words join in."""
+
+    result: str
+    seed: str
+    start: str | None
+    rate: float
+    speech: float  # share of the phase after which words are learnt too
+
+
+FIRST = Phase("captioner", "captioner", None, 1.0, 0.5)
+POLISH = Phase("captioner-polished", "captioner polish", "captioner", 0.35, 0.0)
+
+
+def train_captioner(work: Path, budget: Budget, phase: Phase) -> None:
+    """Trains BLIP, its vision ahead of its words; each phase sees other pictures. Writes work/<result>."""
     torch.manual_seed(7)
-    rng = random.Random("captioner")
+    rng = random.Random(phase.seed)
     processor = make_processor()
-    tokenizer = processor.tokenizer
     exhibits = draw_pool(rng, budget.amount(PICTURES), HELPER_SIDE)
     pixels = torch.cat([processor(images=[e.image], return_tensors="pt").pixel_values.half() for e in exhibits])
     labels = [label(exhibit) for exhibit in exhibits]
-    model = make_captioner(len(tokenizer), tokenizer.convert_tokens_to_ids(STARTS[0]), tokenizer.sep_token_id).train()
-    start_waves(model.vision_model.embeddings.patch_embedding.weight)
+    model = _start(processor.tokenizer, work / phase.start if phase.start else None).train()
     heads = Heads(model.config.vision_config.hidden_size)
     optimizer = Optimizer([model, heads])
     average = Average(model, 0.998)
-    for step, progress, bar in budget("captioner"):
+    for step, progress, bar in budget(phase.result):
         rows = torch.randint(0, len(exhibits), (BATCH,))
         states = model.vision_model(pixels[rows].float()).last_hidden_state
         patches = heads.loss(states[:, 1:], [labels[row] for row in rows.tolist()])
         loss = 0.2 * patches
-        if progress >= SPEECH or budget.steps:
+        if progress >= phase.speech or budget.steps:
             texts = [(lead(rng), exhibits[row].caption) for row in rows.tolist()]
-            loss = loss + caption_loss(model, tokenizer, states, texts)
-        optimizer.step(loss, cosine(1.0, progress, step))
+            loss = loss + caption_loss(model, processor.tokenizer, states, texts)
+        optimizer.step(loss, cosine(phase.rate, progress, step))
         average.update(step)
         if step % 50 == 0:
             bar.set_postfix(loss=float(loss.detach()), patches=float(patches.detach()))
     average.swap()
-    save_captioner(model.eval(), processor, work / "captioner")
+    save_captioner(model.eval(), processor, work / phase.result)
+
+
+def _start(tokenizer: BertTokenizer, folder: Path | None) -> Captioner:
+    if folder:
+        return load(BlipForConditionalGeneration, folder)
+    model = make_captioner(len(tokenizer), tokenizer.get_vocab()[STARTS[0]], tokenizer.sep_token_id)
+    start_waves(model.vision_model.embeddings.patch_embedding.weight)
+    return model
 
 
 def lead(rng: random.Random) -> str:

@@ -100,7 +100,7 @@ def pack(work: Path, weights: Path = WEIGHTS) -> None:
         image_processor().save_pretrained(weights / "safety_checker")
     for name, helper in HELPERS.items():
         if (work / name).exists():
-            _pack_helper(work / name, weights / name, helper)
+            _pack_helper(best(work, name), weights / name, helper)
     if (size := weights_size(weights)) > LIMIT:
         raise ValueError(f"{weights} holds {size} bytes of weights, {size - LIMIT} over the limit; use smaller parts")
 

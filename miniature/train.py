@@ -14,7 +14,7 @@ import torch
 from diffusers.utils.logging import disable_progress_bar
 from transformers.utils import logging as transformers_logging
 
-from miniature.captioner import train_captioner
+from miniature.captioner import FIRST, POLISH, train_captioner
 from miniature.latents import PLANS, SHARD, encode_latents
 from miniature.loop import Budget
 from miniature.pack import WEIGHTS, pack
@@ -50,9 +50,10 @@ STAGES = (
     Stage("refiner-polish", "refiner-polished", 18, partial(train_unet, recipe=REFINER_POLISH)),
     Stage("decoder", "vae-polished", 10, train_decoder),
     Stage("safety", "safety_checker", 4.5, train_safety),
-    Stage("captioner", "captioner", 11, train_captioner),
+    Stage("captioner", FIRST.result, 11, partial(train_captioner, phase=FIRST)),
+    Stage("captioner-polish", POLISH.result, 8, partial(train_captioner, phase=POLISH)),
     Stage("segmenter", "segmenter", 11, train_segmenter),
-    Stage("upscaler", "upscaler", 8, train_upscaler),
+    Stage("upscaler", "upscaler", 4, train_upscaler),
 )
 
 PACK = "pack"

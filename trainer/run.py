@@ -187,10 +187,10 @@ def _tell(training: Training, pending: list[Tensor], bar: Bar) -> None:
     if not pending:
         return
     training.losses += torch.stack(pending).tolist()
+    last = training.losses[-1]
+    bar.set_postfix_str(f"loss={last:.4f}", refresh=False)
     bar.update(len(pending))
     pending.clear()
-    last = training.losses[-1]
-    bar.set_postfix_str(f"loss={last:.4f}")
     if not math.isfinite(last):
         first = next(step for step, loss in enumerate(training.losses, 1) if not math.isfinite(loss))
         raise InputError(f"the loss was no number any more at step {first}; choose lower learning rates.")
