@@ -249,7 +249,8 @@ def train(
 def _train(asked: SimpleNamespace, stop: Stop) -> pathlib.Path:
     """A training, step by step: check, unpack, prepare, fetch, train, pack. What it has used is gone at the end."""
     started, model = time.perf_counter(), os.environ.get("SDXL_MODEL")
-    disable_progress_bar()  # the log has one bar, that of the steps: clients read the progress from it
+    # The log has one bar, that of the steps: clients read the progress from it
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     local = weights.resolve(model) if weights.local_folder(model) else None
     side = asked.resolution or (min(DOCUMENTED, native_side(local)) if local else DOCUMENTED)
     wishes, config = _wishes(asked, side), _config(asked, side, narrower(local) if local else 1.0)
