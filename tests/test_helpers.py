@@ -97,10 +97,13 @@ def test_captions_name_color_and_shape(captioner: Callable[..., list[str]]) -> N
     assert rate(grounds) >= 0.9
 
 
-def test_captions_of_two_things(captioner: Callable[..., list[str]]) -> None:
-    shown = exhibits("pairs", 48, things=2, strangers=0.0)
+@pytest.mark.parametrize("things", [2, 3])
+def test_captions_of_several_things(captioner: Callable[..., list[str]], things: int) -> None:
+    shown = exhibits("pairs" if things == 2 else "triples", 48, things, strangers=0.0)
     lines = captioner([exhibit.image for exhibit in shown])
-    assert rate([exhibit.caption == line for exhibit, line in zip(shown, lines, strict=True)]) >= 0.8
+    colored = [all(t.color in line for t in e.scene.things) for e, line in zip(shown, lines, strict=True)]
+    assert rate(colored) >= 0.95
+    assert rate([exhibit.caption == line for exhibit, line in zip(shown, lines, strict=True)]) >= 0.7
 
 
 def test_captions_call_an_unknown_thing_a_shape(captioner: Callable[..., list[str]]) -> None:

@@ -178,7 +178,7 @@ class Adapters:
         """Add the gradients of the backward pass that has just been to that of `flat`."""
         self._gradient[self._downs :] *= self._scale
         if self.flat.grad is None:
-            self.flat.grad = self._gradient.float().clone()
+            self.flat.grad = self._gradient.to(torch.float32, copy=True)
         else:
             self.flat.grad.add_(self._gradient)
 
