@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import tempfile
@@ -28,6 +29,7 @@ from limits import checked, stated
 from preprocess import prepare
 from preprocess.archive import unpack
 from preprocess.wishes import Wishes
+from sdxl.finetune.tokens import whole_word
 from sdxl.models import narrower, native_side
 from sdxl.workers import Stop, beside
 from trainer.archive import pack
@@ -56,7 +58,7 @@ def train(
         description="A .zip or .tar (plain or gzip) of the pictures to learn from: 5 to 50 are usual. Captions may lie beside them: NAME.txt, caption.csv or metadata.jsonl; masks as NAME.mask.png."
     ),
     seed: Optional[int] = Input(
-        description="The same seed gives the same weights, bit for bit. Blank: a random one, which the log names.",
+        description="The same seed gives the same weights: bit for bit on a CPU, as near as its kernels allow on a GPU. Blank: a random one, which the log names.",
         ge=0,
         le=4294967295,
         default=None,
@@ -237,7 +239,7 @@ def train(
         default=False,
     ),
     resume_from: Optional[str] = Input(
-        description="Go on from a checkpoint: 'last' is that of a cancelled or failed training of the same pictures and settings on this machine; or the URL of a result with save_checkpoints.",
+        description="Go on from a checkpoint: 'last' is that of a cancelled or failed training of the same pictures and settings on this machine; or the URL of a result with save_checkpoints. With more max_train_steps, what is a share of the steps moves: pivot, linear, cosine.",
         default=None,
     ),
 ) -> TrainingOutput:
@@ -251,6 +253,7 @@ def _train(asked: SimpleNamespace, stop: Stop) -> pathlib.Path:
     started, model = time.perf_counter(), os.environ.get("SDXL_MODEL")
     # The log has one bar, that of the steps: clients read the progress from it
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    _require_ordinary(asked)
     local = weights.resolve(model) if weights.local_folder(model) else None
     side = asked.resolution or (min(DOCUMENTED, native_side(local)) if local else DOCUMENTED)
     wishes, config = _wishes(asked, side), _config(asked, side, narrower(local) if local else 1.0)
@@ -275,7 +278,7 @@ def _train(asked: SimpleNamespace, stop: Stop) -> pathlib.Path:
             config=config,
             class_prompts=_listed(asked.class_prompt) or (),
             num_class_images=asked.num_class_images,
-            sample_prompts=() if asked.sample_prompts == "none" else _listed(asked.sample_prompts),
+            sample_prompts=() if _is_none(asked.sample_prompts) else _listed(asked.sample_prompts),
             settings=settings,
             checkpoint=checkpoint,
             resume=resume,
@@ -318,8 +321,19 @@ def _settings(asked: SimpleNamespace, wishes: Wishes, config: Config) -> dict[st
     return found
 
 
+def _require_ordinary(asked: SimpleNamespace) -> None:
+    """class_prompt is for what the model knows already."""
+    for word in _triggers(asked):
+        if word and re.search(whole_word(word), asked.class_prompt or "", re.IGNORECASE):
+            raise InputError(f"class_prompt says {word!r}, the word to be learned; name what the model draws already.")
+
+
 def _triggers(asked: SimpleNamespace) -> tuple[str, ...]:
     return tuple(word.strip() for word in asked.token_string.split(","))
+
+
+def _is_none(text: Optional[str]) -> bool:
+    return (text or "").strip().lower() == "none"
 
 
 def _listed(text: Optional[str]) -> Optional[tuple[str, ...]]:

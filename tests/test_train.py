@@ -191,6 +191,7 @@ def test_a_result_with_checkpoints_is_gone_on_from(
         ({"lora_rank": 3}, "lora_rank=3"),
         ({"seed": 5}, "seed=5"),
         ({"resolution": 64}, "resolution=64"),
+        ({"class_prompt": "a star"}, "class_prompt='a star'"),
     ):
         with pytest.raises(InputError, match=words):
             trained(pictures, pivot=1, resume_from=str(path), **asked)
@@ -280,6 +281,7 @@ INPUTS: list[tuple[dict[str, Any], str]] = [
     ({"clipseg_temperature": 0}, "clipseg_temperature=0"),
     ({"lora_lr": 0, "ti_lr": 0}, "lora_lr=0 and ti_lr=0"),
     ({"resume_from": "last"}, "resume_from='last'"),
+    ({"class_prompt": "a photo of tok"}, "class_prompt says 'TOK'"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -278,7 +279,7 @@ def test_class_pictures_are_drawn_and_trained_on(tmp_path: Path) -> None:
     prompts = ("a red circle on a white background", "a blue star on a yellow background")
     made = job(tmp_path / "job", class_prompts=prompts, num_class_images=3, max_train_steps=2)
     run(made, lambda _: None, lambda: None)
-    assert len(list((made.folder / "classes").glob("*.png"))) == 3
+    assert len(list((made.folder / "classes-0").glob("*.png"))) == 3
     plain = trained(tmp_path / "plain", max_train_steps=2)
     ignored = trained(
         tmp_path / "ignored", max_train_steps=2, class_prompts=prompts, num_class_images=3, prior_loss_weight=0.0
@@ -324,6 +325,29 @@ def test_the_result_can_be_seen(tmp_path: Path) -> None:
     assert {"loss.png", "samples.png", "samples/before-3.png", "samples/after-3.png", "captions.csv"} <= found.keys()
     with Image.open(made.out / "samples/after-0.png") as image:
         assert image.size == SQUARE
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_weights_that_are_no_numbers_are_not_given_out(tmp_path: Path, steps: int) -> None:
+    """The last loss is that of the weights before the last step."""
+    wild: dict[str, Any] = {"lora_lr": 1.0, "ti_lr": 1.0, "lora_alpha": 4096.0, "max_train_steps": steps}
+    made = job(tmp_path / "job", checkpointing_steps=1, **wild)
+    with suppress(InputError):
+        run(made, lambda _: None, lambda: None)
+    found = files(made.out)
+    if "lora.safetensors" in found:
+        assert all(bool(each.isfinite().all()) for each in load(found["lora.safetensors"]).values())
+    if made.checkpoint.exists():
+        assert all(bool(each.float().isfinite().all()) for each in State.read(made.checkpoint).tensors.values())
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    said = list[str]()
+    made = job(tmp_path / "job", checkpointing_steps=2, checkpoint=tmp_path / "file" / "below" / "state.safetensors")
+    run(made, said.append, lambda: None)
+    assert len(losses(files(made.out))) == 4
+    assert ["cannot be written" in line for line in said] == [True, True]
 
 
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,14 @@ class State:
         """WeightsError says what is wrong with the file."""
         try:
             with safe_open(path, "pt") as file:
-                said = json.loads(file.metadata()["training"])
-                return cls({name: file.get_tensor(name) for name in file.keys()}, said)  # noqa: SIM118 - no mapping
+                state = cls(
+                    {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118 - no mapping
+                    json.loads(file.metadata()["training"]),
+                )
+            if not (isinstance(state.said["settings"], dict) and 0 <= state.step == len(state.said["losses"])):
+                raise ValueError("what it says of itself does not fit")
+            state.seed, state.said["optimizer"]["param_groups"]  # KeyError where it has none
+            return state
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise WeightsError(
                 f"{path.name} is no checkpoint of a training ({error}); leave resume_from blank."
@@ -55,9 +62,8 @@ class State:
 def save(training: Training, step: int, settings: Mapping[str, object], path: Path) -> None:
     """Write the state after `step` steps; an older file stays until this one is whole."""
     tensors = dict[str, Tensor]()
-    for kind, values in (("learned", training.learning), ("average", training.average)):
-        for index, tensor in enumerate(values):
-            tensors[f"{kind}.{index}"] = tensor.detach().cpu().contiguous()
+    for name, tensor in _places(training).items():
+        tensors[name] = tensor.detach().cpu().contiguous()
     said = {
         "step": step,
         "seed": training.config.seed,
@@ -65,13 +71,14 @@ def save(training: Training, step: int, settings: Mapping[str, object], path: Pa
         "losses": training.losses,
         "optimizer": _told(training.optimizer.state_dict(), "optimizer", tensors),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, part, {"training": json.dumps(said)})
         part.replace(path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise WeightsError(f"the checkpoint after step {step} cannot be written ({error}); free some disk.") from error
 
 
@@ -79,19 +86,25 @@ def require_same(state: State, settings: Mapping[str, object], seed: int | None)
     """InputError where the checkpoint is that of a training with other settings."""
     if seed is not None and seed != state.seed:
         raise InputError(f"seed={seed} is not that of the checkpoint, {state.seed}; leave it blank or give that one.")
-    for name, value in settings.items():
-        if (then := state.said["settings"].get(name)) != value:
-            raise InputError(f"{name}={value!r} is not that of the checkpoint, {then!r}; give that, or do not resume.")
+    then = state.said["settings"]
+    for name in dict.fromkeys([*settings, *then]):
+        if settings.get(name) != then.get(name):
+            raise InputError(
+                f"{name}={settings.get(name)!r} is not that of the checkpoint, {then.get(name)!r}; "
+                "give that, or leave resume_from blank."
+            )
 
 
 def restore(training: Training, state: State) -> int:
     """Put a training that has not begun into the state, and return how many of its steps are done."""
     if state.step > training.steps:
         raise InputError(f"the checkpoint is after step {state.step}, and max_train_steps={training.steps}; give more.")
+    places = _places(training)
+    if any(name not in state.tensors or state.tensors[name].shape != each.shape for name, each in places.items()):
+        raise WeightsError("the checkpoint is that of another model; leave resume_from blank.")
     with torch.no_grad():
-        for kind, values in (("learned", training.learning), ("average", training.average)):
-            for index, tensor in enumerate(values):
-                tensor.copy_(state.tensors[f"{kind}.{index}"])
+        for name, tensor in places.items():
+            tensor.copy_(state.tensors[name])
     optimizer = _made(state.said["optimizer"], state.tensors)
     now = training.optimizer.state_dict()["param_groups"]
     for then, group in zip(optimizer["param_groups"], now, strict=True):
@@ -100,6 +113,12 @@ def restore(training: Training, state: State) -> int:
     training.optimizer.load_state_dict(optimizer)
     training.losses[:] = state.said["losses"]
     return state.step
+
+
+def _places(training: Training) -> dict[str, Tensor]:
+    """All that learns, and its averages, by name."""
+    learned = {f"learned.{index}": tensor for index, tensor in enumerate(training.learning)}
+    return {**learned, **{f"average.{index}": tensor for index, tensor in enumerate(training.average)}}
 
 
 def _told(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from trainer.job import Job
 from trainer.run import run
 
 FAILURE = "failure.json"
-GRACE = 30.0  # seconds in which a process that was told to end writes its checkpoint
+GRACE = 45.0  # seconds in which processes that were told to end write their state; torchrun itself takes 30
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -36,7 +37,7 @@ def train(job: Job, say: Callable[[str], None], check: Callable[[], None]) -> No
     command += ["-m", "trainer.launched", str(job.folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE
+        command, cwd=ROOT, env=environment, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, start_new_session=True
     ) as child:
         try:
             _pass_on(child, check)
@@ -45,7 +46,7 @@ def train(job: Job, say: Callable[[str], None], check: Callable[[], None]) -> No
             try:
                 child.wait(GRACE)
             except subprocess.TimeoutExpired:
-                child.kill()
+                os.killpg(child.pid, signal.SIGKILL)  # its workers too
     if child.returncode:
         raise _failure(job, child.returncode)
 

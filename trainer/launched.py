@@ -29,7 +29,8 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"{line}\n")
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     try:
         run(Job.read(folder), say, check)
     except SDXLError as error:

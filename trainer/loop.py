@@ -10,6 +10,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
+from errors import InputError
 from sdxl.models import Models
 from trainer.adapters import Adapters
 from trainer.config import Config
@@ -109,6 +110,15 @@ class Training:
         self._fill(kept)
         words = triggers_of(self.config.triggers, self.config.num_tokens)
         return Trained(lora, self.config.lora_alpha, unet, (first, second), words)
+
+    def is_finite(self) -> bool:
+        """Whether all that has learned are numbers still."""
+        return all(bool(each.detach().isfinite().all()) for each in self.learning)
+
+    def require_finite(self) -> None:
+        """InputError where it is not: the last loss was that of the weights before."""
+        if not self.is_finite():
+            raise InputError("the weights are no numbers any more; choose lower learning rates.")
 
     def finish(self) -> None:
         """Leave the model as it was found, but for the weights of full fine-tuning."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from errors import InputError
+from errors import InputError, WeightsError
 from preprocess.examples import Example, read
 from sdxl.generate import memory_named
 from sdxl.models import Models, load_models
@@ -42,7 +42,7 @@ def run(job: Job, say: Say, check: Check) -> None:
     with stages.timed("load"):
         models = load(job)
     with stages.timed("class pictures"):
-        classes = list(class_examples(models, job, say, check))
+        classes = list(class_examples(models, job, ranks.rank, say, check))
     samples = Samples(models, job, prepared.examples) if ranks.first and job.sample_prompts != () else None
     with stages.timed("samples"):
         before = samples.before() if samples else []
@@ -53,10 +53,12 @@ def run(job: Job, say: Say, check: Check) -> None:
     captions = Captions(models.text, [each.caption for each in examples], words)
     for number in captions.cut:
         say(f"longer than 75 tokens, what is beyond counts for nothing: {examples[number].caption!r}")
-    training = Training.begin(models, job.config, captions, latents, pictures=len(prepared.examples), ranks=ranks)
     remedy = "choose a lower resolution or train_batch_size, or gradient_checkpointing=true"
-    with stages.timed("train"), memory_named(f"{job.config.train_batch_size} pictures at once", remedy), exact():
-        course = _train(training, job, check)
+    named = memory_named(f"{job.config.train_batch_size} pictures at once", remedy)
+    with stages.timed("train"), named, exact(), ranged(models):
+        training = Training.begin(models, job.config, captions, latents, pictures=len(prepared.examples), ranks=ranks)
+        course = _train(training, job, say, check)
+    training.require_finite()
     trained = training.learned()
     training.finish()
     if not ranks.first:
@@ -65,7 +67,7 @@ def run(job: Job, say: Say, check: Check) -> None:
     if samples:
         with stages.timed("samples"):
             samples.write(before, samples.after())
-    told = asdict(job.config) | {"class_prompts": job.class_prompts, "steps": training.steps}
+    told = {**job.settings, **asdict(job.config), "sample_prompts": job.sample_prompts, "steps": training.steps}
     write_report(job.out, prepared, told, replace(course, seconds=stages.seconds))
     loss_curve(training.losses, training.pivot).save(job.out / "loss.png")
 
@@ -85,9 +87,25 @@ class Stages:
 
 
 @contextmanager
+def ranged(models: Models) -> Iterator[None]:
+    """On a GPU the text encoders work in bfloat16 inside: in float16 the gradients of the rows would underflow."""
+    encoders: list[Any] = [models.text.text_encoder, models.text.text_encoder_2]
+    dtype = encoders[0].dtype
+    for encoder in encoders if torch.cuda.is_available() else ():
+        encoder.to(torch.bfloat16)
+    try:
+        yield
+    finally:
+        for encoder in encoders:
+            encoder.to(dtype)
+
+
+@contextmanager
 def exact() -> Iterator[None]:
-    """On a GPU, the same seed gives the same bytes: no kernel in which threads race for who adds first."""
+    """On a GPU no kernel in which threads race for who adds first, where there is a choice. For attention's gradients
+    there is none: the same seed gives the same bytes on a CPU, and nearly so on a GPU."""
     before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     memory: Any = torch.utils.deterministic
     filled, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False
@@ -96,30 +114,32 @@ def exact() -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warned)
         memory.fill_uninitialized_memory = filled
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
 
 
 def load(job: Job) -> Models:
-    """The model without what a training does not need. On a GPU it works in bfloat16, whose range gradients need; its
-    VAE keeps the type that its file has."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The model without what a training does not need. On a GPU it works in bfloat16, whose range gradients need. The
+    VAE keeps the type of its file, and so does a model whose UNet learns as a whole: rounding would change it.
+    """
+    # By number: threads read the files, and a GPU that is "the current one" is so for one thread only
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     files = replace(job.files, refiner=None, safety_checker=None)
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     models = load_models(files, Placement(device, "resident"), dtype)
     if device.type == "cuda":
-        for part in models.parts.values():
+        for part in models.parts.values() if job.config.is_lora else ():
             part.to(torch.bfloat16)
     return models
 
 
-def class_examples(models: Models, job: Job, say: Say, check: Check) -> Iterator[Example]:
+def class_examples(models: Models, job: Job, rank: int, say: Say, check: Check) -> Iterator[Example]:
     """Pictures of the class prompts by the model as it is, in turns: what it should go on drawing."""
-    if not job.class_prompts:
+    if not job.class_prompts or not job.config.prior_loss_weight:
         return
     say(f"drawing {job.num_class_images} class pictures")
-    folder, side = job.folder / "classes", job.config.resolution
+    folder, side = job.folder / f"classes-{rank}", job.config.resolution
     folder.mkdir(exist_ok=True)
     prompts = [job.class_prompts[number % len(job.class_prompts)] for number in range(job.num_class_images)]
     wanted = [(prompt, job.config.seed + number) for number, prompt in enumerate(prompts)]
@@ -146,7 +166,7 @@ def headers(job: Job, training: Training) -> dict[str, object]:
     }
 
 
-def _train(training: Training, job: Job, check: Check) -> Course:
+def _train(training: Training, job: Job, say: Say, check: Check) -> Course:
     """All steps that are left, with a bar; the state is kept every now and then, and when it ends early."""
     start = _resumed(training, job)
     rates = [training.rates(step) for step in range(start)]
@@ -161,11 +181,11 @@ def _train(training: Training, job: Job, check: Check) -> Course:
                     _tell(training, pending, bar)
                     looked = time.monotonic()
                 if due:
-                    _keep(training, job, done)
+                    _keep(training, job, done, say)
                 check()
         except BaseException:
             _tell(training, pending, bar)
-            if training.ranks.first and done > start and math.isfinite(training.losses[-1]):
+            if training.ranks.first and done > start and training.is_finite():
                 save(training, done, job.settings, job.checkpoint)
             raise
     if training.ranks.first and job.config.save_checkpoints:
@@ -196,11 +216,15 @@ def _tell(training: Training, pending: list[Tensor], bar: Bar) -> None:
         raise InputError(f"the loss was no number any more at step {first}; choose lower learning rates.")
 
 
-def _keep(training: Training, job: Job, done: int) -> None:
+def _keep(training: Training, job: Job, done: int, say: Say) -> None:
     """A checkpoint for going on, and the weights so far if they are wanted."""
     if not training.ranks.first:
         return
-    save(training, done, job.settings, job.checkpoint)
+    training.require_finite()
+    try:
+        save(training, done, job.settings, job.checkpoint)
+    except WeightsError as error:  # the training can do without
+        say(str(error))
     if job.config.save_checkpoints:
         folder = job.out / "checkpoints" / f"step-{done:06}"
         folder.mkdir(parents=True, exist_ok=True)

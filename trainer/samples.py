@@ -22,8 +22,8 @@ class Samples:
 
     def __init__(self, models: Models, job: Job, examples: Sequence[Example]) -> None:
         self._models, self._job, self._examples = models, job, examples[:COUNT]
-        own = dict.fromkeys(example.caption for example in examples)
-        self.prompts = list(job.sample_prompts if job.sample_prompts is not None else own)[:COUNT]
+        own = list(dict.fromkeys(example.caption for example in examples))[:COUNT]
+        self.prompts = own if job.sample_prompts is None else list(job.sample_prompts)
 
     def before(self) -> list[Image.Image]:
         """By the model as it is."""

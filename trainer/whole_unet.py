@@ -32,6 +32,6 @@ class WholeUnet:
 
     def remove(self) -> None:
         """Leave the weights as they are now, in the UNet's own type."""
-        self._unet.to(self._dtype).requires_grad_(False)
-        for parameter in self._unet.parameters():
+        for parameter in self._unet.requires_grad_(False).parameters():
             parameter.grad = None
+        self._unet.to(self._dtype)
