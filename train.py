@@ -342,14 +342,9 @@ def _listed(text: Optional[str]) -> Optional[tuple[str, ...]]:
     return parts or None
 
 
-def _local_files() -> list[pathlib.Path]:
-    """What a request may name by its path: script/train says so to its own server."""
-    return [pathlib.Path(path) for path in os.environ.get("SDXL_LOCAL_FILES", "").split(os.pathsep) if path]
-
-
 def _received(name: str, path: object) -> pathlib.Path:
     """The file that coglet has fetched. What is no upload and no URL it passes on as a string."""
-    if isinstance(path, Path) or pathlib.Path(str(path)) in _local_files():
+    if isinstance(path, Path) or pathlib.Path(str(path)) in weights.local_files():
         return pathlib.Path(str(path))
     raise InputError(f"{name}: {str(path)[:80]!r} is no file; send an http(s) URL or a data: URL.")
 
@@ -371,7 +366,9 @@ def _resumed(
 
 def _fetched_state(source: str, held: ExitStack) -> pathlib.Path:
     """The state in the result of a training with save_checkpoints."""
-    fetched = weights.fine_tune(source, tokens=Tokens(), first="replicate", stop=answers.Stop(), local=_local_files())
+    fetched = weights.fine_tune(
+        source, tokens=Tokens(), first="replicate", stop=answers.Stop(), local=weights.local_files()
+    )
     files = held.enter_context(fetched)
     found = next(files.folder.rglob(NAME), None)
     if found is None:

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
@@ -144,10 +143,11 @@ class FineTunes:
 
     def _read(self, wish: Wish, tokens: Tokens, stop: Stop, *, local: bool = False) -> tuple[FineTune, str]:
         """The fine-tune and where it came from; on another thread."""
-        paths = [Path(path) for path in os.environ.get("SDXL_LOCAL_FILES", "").split(os.pathsep) if path]
         first: Literal["replicate", "huggingface"] = "replicate" if wish.main else "huggingface"
         source = wish.source.strip()
-        with weights.fine_tune(source, tokens=tokens, first=first, stop=stop, local=local or paths) as files:
+        with weights.fine_tune(
+            source, tokens=tokens, first=first, stop=stop, local=local or weights.local_files()
+        ) as files:
             return self._recent.get((files.key, files.name)) or self._reader.read(files), files.shown
 
 

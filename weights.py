@@ -140,6 +140,11 @@ def cache_root() -> Path:
     return Path(os.environ.get("SDXL_CACHE") or "~/.cache/sdxl").expanduser()
 
 
+def local_files() -> list[Path]:
+    """What a request may name by its path: SDXL_LOCAL_FILES, separated as in PATH; scripts set it for their server."""
+    return [Path(path) for path in os.environ.get("SDXL_LOCAL_FILES", "").split(os.pathsep) if path]
+
+
 def offline() -> bool:
     return os.environ.get("SDXL_OFFLINE", "") not in ("", "0")
 

@@ -12,6 +12,7 @@ from miniature.world import HEART, SHAPES
 from predict import Predictor
 from tests.conftest import ROOT
 from tests.predicting import predict, show
+from tests.test_examples import PAIRS
 from tests.test_state import started
 from tests.test_train import trained
 
@@ -44,14 +45,6 @@ RECIPE: dict[str, Any] = {
     "class_prompt": KEPT,
     "num_class_images": 48,
 }
-PAIRS = [
-    ("red", "blue"),
-    ("yellow", "black"),
-    ("green", "white"),
-    ("white", "purple"),
-    ("blue", "yellow"),
-    ("black", "green"),
-]
 OTHERS = ("circle", "square", "star", "triangle", "cross")
 
 

@@ -93,9 +93,13 @@ class Training:
         assert self.captions.rows is not None
         return [*self.learner.parameters, *self.captions.rows]
 
+    def factor(self, step: int) -> float:
+        """What every learning rate is multiplied with in a step."""
+        return SCHEDULES[self.config.lr_scheduler](step, self.steps, self.config.lr_warmup_steps)
+
     def rates(self, step: int) -> dict[str, float]:
         """What learns -> its learning rate in a step."""
-        factor = SCHEDULES[self.config.lr_scheduler](step, self.steps, self.config.lr_warmup_steps)
+        factor = self.factor(step)
         model, tokens = (group["peak"] * factor for group in self.optimizer.param_groups)
         return {"lora" if self.config.is_lora else "unet": model, "tokens": tokens if step < self.pivot else 0.0}
 
@@ -242,8 +246,7 @@ def _move(training: Training, step: int) -> None:
     training.ranks.mean(gradients)
     if config.max_grad_norm:
         torch.nn.utils.clip_grad_norm_(learning, config.max_grad_norm)
-    factor = SCHEDULES[config.lr_scheduler](step, training.steps, config.lr_warmup_steps)
-    set_rates(optimizer, factor)
+    set_rates(optimizer, training.factor(step))
     optimizer.step()
     if training.average:
         decay = min(config.ema_decay, (1 + step) / (10 + step))  # a young average forgets faster
