@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from preprocess.examples import Example
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from preprocess.examples import Example
 from sdxl.generate import encode_image
 from sdxl.models import Models
 from trainer.loss import Draws
