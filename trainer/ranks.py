@@ -27,6 +27,11 @@ class Ranks:
         accelerator = Accelerator(cpu=not torch.cuda.is_available())
         return cls(accelerator.process_index, accelerator.num_processes, accelerator)
 
+    def leave(self) -> None:
+        """Part from the others in order: left to the end of the process, their threads' end can abort it."""
+        if self._accelerator is not None:
+            self._accelerator.end_training()
+
     @property
     def first(self) -> bool:
         """Whether this is the one that speaks and writes."""

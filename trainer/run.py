@@ -61,6 +61,7 @@ def run(job: Job, say: Say, check: Check) -> None:
     training.require_finite()
     trained = training.learned()
     training.finish()
+    ranks.leave()
     if not ranks.first:
         return
     write_weights(job.out, trained, headers(job, training))
