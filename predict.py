@@ -4,7 +4,6 @@ import gc
 import os
 import pathlib
 import time
-from collections.abc import Iterable
 from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any, Optional
@@ -18,6 +17,7 @@ from fetch.inputs import guard_downloads
 from fetch.sources import Tokens
 from limits import checked, stated
 from sdxl.canvas import make_canvas
+from sdxl.engine import Engines
 from sdxl.generate import generate, memory_named, plan
 from sdxl.models import load_models
 from sdxl.output import OutputFolders, finish_images
@@ -25,12 +25,11 @@ from sdxl.picture import open_image
 from sdxl.placement import placement_from
 from sdxl.progress import Progress
 from sdxl.request import MicroConditioning, Prompts, Request, Sampling, choose_seeds, parse_micro
-from sdxl.safety import only_safe
+from sdxl.safety import required
 from sdxl.workers import Workers, beside
 from tuning import FineTunes, wished
-from weights import resolve
+from weights import cache_root, resolve
 
-Pictures = Iterable[tuple[Image.Image, dict[str, Any]]]
 # These stay out of the files
 UNSAID = {"image", "mask", "seed", "embed_parameters", "disable_safety_checker"}
 UNSAID |= {"replicate_weights", "lora_weights", "lora_scale", "lora_scales"}  # Tuning.said has them, without secrets
@@ -47,9 +46,10 @@ class Predictor(BaseRunner):
             guard_downloads(beside, allow_private=os.environ.get("SDXL_PRIVATE_INPUTS") == "1")
             files = resolve(os.environ.get("SDXL_MODEL"))
             placement, dtype = placement_from(os.environ)
-            self.models = load_models(
-                files, placement, dtype, defer_refiner=os.environ.get("SDXL_DEFER_REFINER") == "1"
-            )
+            engines = Engines.chosen(os.environ, placement, cache_root() / "compiled")
+            defer = os.environ.get("SDXL_DEFER_REFINER") == "1"
+            self.models = load_models(files, placement, dtype, defer_refiner=defer, engines=engines)
+            engines.prepare(self.models.base, None if defer else self.models.refiner)
             self.writers = Workers(os.cpu_count() or 1, "writer")
             self.outputs = OutputFolders(self.writers)
             self.fine_tunes = FineTunes(self.models, str(weights or ""))
@@ -226,6 +226,29 @@ class Predictor(BaseRunner):
             le=1,
             default=0,
         ),
+        guidance_start: float = Input(
+            description="For speed or variety: guidance works from this share of the steps on, 0 to 1. Steps without it cost half.",
+            ge=0,
+            le=1,
+            default=0,
+        ),
+        guidance_end: float = Input(
+            description="For speed: guidance works up to this share of the steps. At 0.5 a picture takes three quarters of the time and looks nearly the same.",
+            ge=0,
+            le=1,
+            default=1,
+        ),
+        cache_interval: int = Input(
+            description="For speed: the deep layers of the UNet work in every so-manyth step only (DeepCache) and are remembered in between. 1: in all. 2 or 3 take about a half or a third of the time and cost detail.",
+            ge=1,
+            le=10,
+            default=1,
+        ),
+        quantization: str = Input(
+            description="For speed on cards that have it (int8: A100, A40 and later; fp8: L40S, H100 and later): most products of the UNet in 8 bits. Changes the picture a little.",
+            choices=["none", "int8", "fp8"],
+            default="none",
+        ),
         clip_skip: Optional[int] = Input(
             description="Number of last text encoder layers to leave out, beyond the one that SDXL always leaves out.",
             ge=0,
@@ -310,6 +333,7 @@ class Predictor(BaseRunner):
             micro=MicroConditioning(**parse_micro(_named(MicroConditioning, asked))),
         )
         passes = plan(self.models, request)
+        safety = None if asked.disable_safety_checker else required(self.models.safety)
         wishes = wished(asked)
         print(f"Using seed: {', '.join(map(str, request.seeds))}")
         started = time.perf_counter()
@@ -326,13 +350,11 @@ class Predictor(BaseRunner):
         with memory_named(size, "ask for a smaller picture"), Progress(steps) as progress, progress.rest("write"):
             images = generate(self.models, request, passes, progress, tuning.learned)
             marks = ({**said, **tuning.said(), "seed": seed} for seed in request.seeds)
-            pictures: Pictures = zip(images, marks, strict=True)
-            if not asked.disable_safety_checker:
-                pictures = only_safe(self.models.safety, pictures, progress)
             paths = finish_images(
-                pictures,
+                zip(images, marks, strict=True),
                 self.outputs.fresh(),
                 self.writers,
+                safety=safety,
                 watermark=asked.apply_watermark,
                 output_format=asked.output_format,
                 quality=asked.output_quality,

@@ -81,7 +81,14 @@ def _ours(models: Models, writers: Workers, folder: Path) -> None:
 
     with torch.inference_mode():
         finish_images(
-            pictures(), folder, writers, watermark=True, output_format="png", quality=95, embed_parameters=False
+            pictures(),
+            folder,
+            writers,
+            safety=None,
+            watermark=True,
+            output_format="png",
+            quality=95,
+            embed_parameters=False,
         )
 
 

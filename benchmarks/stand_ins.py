@@ -12,6 +12,7 @@ from torch import Tensor
 
 import weights
 from sdxl.denoise import Draw
+from sdxl.engine import Engines
 from sdxl.generate import encode_text, paint, plan
 from sdxl.models import Models, load_models
 from sdxl.placement import Placement
@@ -54,7 +55,8 @@ class Sides:
     def __init__(self, models: Models, device: str = "cpu") -> None:
         base, self.calls, self.answers = instant(models.base, device)
         self.device = torch.device(device)
-        self.models = replace(models, base=base, placement=Placement(self.device, "resident"))
+        placement = Placement(self.device, "resident")
+        self.models = replace(models, base=base, placement=placement, engines=Engines(placement, "diffusers"))
         with torch.inference_mode():
             embeds = encode_text(models, make_request(models))
             halves = {name: value.to(HALF) for name, value in vars(embeds).items()}

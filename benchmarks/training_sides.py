@@ -17,6 +17,7 @@ from transformers import CLIPTokenizer
 import weights
 from benchmarks import wide_model
 from preprocess.examples import Example
+from sdxl.engine import Engines
 from sdxl.models import Models, config_of
 from sdxl.placement import Placement
 from sdxl.text import TextEncoders
@@ -46,6 +47,7 @@ def models_of(make: Callable[[str], Any], device: torch.device = CPU) -> Models:
         scheduler_config=DDPMScheduler.load_config(BASE / "scheduler"),
         safety=None,
         placement=Placement(device, "resident"),
+        engines=Engines(Placement(device, "resident")),
         _refiner=None,
     )
 

@@ -1,4 +1,6 @@
-"""The loop: UNet calls along a `Schedule`, for one picture, with any sampler, guided or not, masked or not.
+"""The loop: UNet calls along a `Schedule`, with any sampler, guided or not, masked or not.
+
+Shapes: N pictures that are computed together, each by its own noise; h x w latents.
 
 State and noise predictions are kept in float32 whatever the UNet computes in, so that half precision costs nothing
 beyond the UNet itself. Nothing in the loop waits for the device.
@@ -7,33 +9,40 @@ beyond the UNet itself. Nothing in the loop waits for the device.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 
 import torch
 from torch import Tensor
 
+from sdxl.engine import Call
 from sdxl.schedulers import Level, Schedule, Step
 
 Draw = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
-class Conditioning:
-    """What a UNet is told beside the latents. B is 2 (negative, positive) with guidance, else 1."""
+class Guidance:
+    """Classifier-free guidance (arXiv 2207.12598) in the steps from `start` to `end`, as shares of all steps (0..1);
+    outside of them, as arXiv 2404.07724 proposes, and at a scale up to 1, the UNet works for the prompt alone."""
 
-    prompt_embeds: Tensor  # (B, T, D)
-    text_embeds: Tensor  # (B, P) pooled
-    time_ids: Tensor  # (B, 6) sizes and crop for the base, (B, 5) sizes, crop and score for the refiner
-    guidance_scale: float
-    guidance_rescale: float  # 0..1, section 3.4 of arXiv 2305.08891
+    scale: float
+    rescale: float = 0.0  # 0..1, section 3.4 of arXiv 2305.08891
+    start: float = 0.0
+    end: float = 1.0
+
+    def at(self, share: float) -> bool:
+        """Whether the step that begins at this share of all is guided."""
+        return self.scale > 1 and self.start <= share < self.end
 
 
 @dataclass(frozen=True)
 class Expert:
-    """A UNet with its conditioning and the steps of the schedule that are its share."""
+    """A UNet that knows the prompts, and the steps of the schedule that are its share, each guided or not."""
 
-    unet: torch.nn.Module
-    conditioning: Conditioning
+    call: Call
     steps: Sequence[Sequence[Step]]
+    guided: Sequence[bool]
 
 
 @dataclass(frozen=True)
@@ -42,11 +51,11 @@ class Kept:
     `image_latents` at the state's own noise level."""
 
     mask: Tensor  # (1, 1, h, w), 1 where the model paints
-    image_latents: Tensor  # (1, 4, h, w)
-    noise: Tensor  # (1, 4, h, w)
+    image_latents: Tensor  # (N, 4, h, w)
+    noise: Tensor  # (N, 4, h, w)
 
     def restore(self, latents: Tensor, level: Level) -> Tensor:
-        """(1, 4, h, w) -> (1, 4, h, w)"""
+        """(N, 4, h, w) -> (N, 4, h, w)"""
         return torch.where(self.mask > 0, latents, at_level(self.image_latents, self.noise, level))
 
 
@@ -55,21 +64,32 @@ def at_level(latents: Tensor, noise: Tensor, level: Level) -> Tensor:
     return torch.add(latents * level.signal, noise, alpha=level.noise)
 
 
-def denoise(latents: Tensor, experts: Iterable[Expert], *, draw: Draw, kept: Kept | None) -> Iterator[Tensor]:
-    """Yield the state (1, 4, h, w), float32, after each denoising step; the last one is clean.
+def denoise(
+    latents: Tensor,
+    experts: Iterable[Expert],
+    guidance: Guidance,
+    *,
+    draw: Draw,
+    kept: Kept | None,
+    cache_interval: int = 1,
+) -> Iterator[Tensor]:
+    """Yield the state (N, 4, h, w), float32, after each denoising step; the last one is clean.
 
     `latents` is the state at the schedule's start. The multistep history runs through the experts, so two of them
-    follow exactly the course of one. `draw` gives standard normal noise of the latents' shape.
+    follow exactly the course of one. `draw` gives standard normal noise of the latents' shape. With a `cache_interval`
+    above 1 the deep layers of a UNet work in every so-manyth call only.
     """
     states: deque[Tensor] = deque([latents], maxlen=2)
     noise_preds: deque[Tensor] = deque(maxlen=5)
     for expert in experts:
         calls = [call for step in expert.steps for call in step]
         timesteps = iter(torch.tensor([call.timestep for call in calls], device=latents.device).unbind())
-        for step in expert.steps:
+        number = count()
+        for step, guided in zip(expert.steps, expert.guided, strict=True):
             for call in step:
-                model_input = states[0] * call.input_scale
-                noise_preds.appendleft(predict_noise(expert.unet, model_input, next(timesteps), expert.conditioning))
+                model_input, reuse = states[0] * call.input_scale, next(number) % cache_interval > 0
+                predict = partial(expert.call, timestep=next(timesteps), reuse=reuse)
+                noise_preds.appendleft(guide(predict, model_input, guidance) if guided else predict(model_input))
                 states.appendleft(_advance(call, states, noise_preds, draw))
                 if kept is not None:
                     states[0] = kept.restore(states[0], call.after)
@@ -86,23 +106,13 @@ def _advance(call: Step, states: Sequence[Tensor], noise_preds: Sequence[Tensor]
     return latents if call.fresh_noise is None else torch.add(latents, draw(), alpha=call.fresh_noise)
 
 
-def predict_noise(unet: torch.nn.Module, model_input: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-    """Classifier-free guided noise prediction. model_input (1, 4, h, w) -> (1, 4, h, w), float32."""
-    batch = conditioning.prompt_embeds.shape[0]
-    noise_pred: Tensor = unet(
-        model_input.expand(batch, -1, -1, -1).to(conditioning.prompt_embeds.dtype),
-        timestep,
-        encoder_hidden_states=conditioning.prompt_embeds,
-        added_cond_kwargs={"text_embeds": conditioning.text_embeds, "time_ids": conditioning.time_ids},
-        return_dict=False,
-    )[0].float()
-    if batch == 1:
-        return noise_pred
-    negative, positive = noise_pred.chunk(2)
-    guided = torch.lerp(negative, positive, conditioning.guidance_scale)
-    if conditioning.guidance_rescale:
+def guide(predict: Callable[[Tensor], Tensor], model_input: Tensor, guidance: Guidance) -> Tensor:
+    """Classifier-free guided noise prediction: (N, 4, h, w) -> (N, 4, h, w), float32."""
+    negative, positive = predict(torch.cat([model_input, model_input])).chunk(2)
+    guided = torch.lerp(negative, positive, guidance.scale)
+    if guidance.rescale:
         rescaled = guided * (_std(positive) / _std(guided))
-        guided = torch.lerp(guided, rescaled, conditioning.guidance_rescale)
+        guided = torch.lerp(guided, rescaled, guidance.rescale)
     return guided
 
 

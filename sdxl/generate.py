@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from errors import InputError
-from sdxl.denoise import Conditioning, Draw, Expert, Kept, at_level, denoise, split
+from sdxl.denoise import Draw, Expert, Guidance, Kept, at_level, denoise, split
+from sdxl.eight_bit import require
+from sdxl.engine import Conditioning
 from sdxl.finetune.tokens import LearnedTokens
 from sdxl.models import Models, config_of
 from sdxl.progress import Progress
@@ -39,6 +41,9 @@ def plan(models: Models, request: Request) -> list[Pass]:
     sampling = request.sampling
     if sampling.refine != "no_refiner" and not models.has_refiner:
         raise InputError(f"refine={sampling.refine!r} needs a refiner and this model has none; choose no_refiner.")
+    require(sampling.quantization, models.placement)
+    if sampling.cache_interval > 1 or sampling.quantization != "none":
+        _require_own_arithmetic(models)
     make = partial(make_schedule, sampling.scheduler, models.scheduler_config)
     begin = 0 if request.canvas.image is None else sampling.begin()
     schedule = make(sampling.num_inference_steps, begin)
@@ -51,6 +56,14 @@ def plan(models: Models, request: Request) -> list[Pass]:
     return passes
 
 
+def _require_own_arithmetic(models: Models) -> None:
+    if not models.engines.of(models.base).can_reuse:
+        raise InputError(
+            "cache_interval and quantization cannot be used here: the GPU has less than 12 GB, or the checkpoint's "
+            "UNet is not SDXL's; leave them at 1 and none."
+        )
+
+
 def generate(
     models: Models,
     request: Request,
@@ -60,7 +73,8 @@ def generate(
 ) -> Iterator[Image.Image]:
     """Yield the picture of each seed, as soon as it is done.
 
-    Each seed is computed for itself, so a picture is the same, bit for bit, whatever it was asked for together with.
+    Where `Models.at_once` is 1 each seed is computed for itself, and its picture is the same, bit for bit, whatever it
+    was asked for together with. Several at once each have their own noise still, and differ in rounding alone.
     """
     with progress.stage("encode_text"):
         embeds = encode_text(models, request, learned)
@@ -71,15 +85,23 @@ def generate(
     if image is not None:
         with progress.stage("encode_image"):
             posterior = encode_image(models, image)
-    for seed in request.seeds:
-        generator = torch.Generator().manual_seed(seed)
-        draw = partial(_draw, generator, _latent_shape(models, request), models.placement.device)
+    for seeds in _together(models, request):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        draw = partial(_draw, generators, _latent_shape(models, request), models.placement.device)
         with progress.stage("denoise"):
             image_latents = posterior.sample(draw) if posterior else None
             latents = paint(models, request, passes, embeds, image_latents, draw, progress)
-        with progress.stage("decode"):
-            picture = decode(models, latents)
-        yield request.canvas.finish(picture)
+        for each in torch.split(latents, 1):
+            with progress.stage("decode"):
+                picture = decode(models, each)
+            yield request.canvas.finish(picture)
+
+
+def _together(models: Models, request: Request) -> Iterator[Sequence[int]]:
+    """The seeds, in groups that are computed at once: fewer of large pictures, which fill a GPU by themselves."""
+    area = models.native**2 / (request.canvas.width * request.canvas.height)
+    most = max(1, int(models.placement.at_once * min(1.0, area)))
+    yield from (request.seeds[at : at + most] for at in range(0, len(request.seeds), most))
 
 
 @contextmanager
@@ -115,7 +137,7 @@ def paint(
     draw: Draw,
     progress: Progress,
 ) -> Tensor:
-    """Clean latents (1, 4, h, w), float32, of one picture; `image_latents` are those of the input, if there is one."""
+    """Clean latents (N, 4, h, w), float32; `image_latents` (N, 4, h, w) are those of the input, if there is one."""
     latents = image_latents
     for index, each in enumerate(passes):
         noise = draw()
@@ -126,10 +148,14 @@ def paint(
             if index == 0:
                 draw()  # diffusers encodes the masked picture as well, and draws for that
         latents = _start(each, latents, noise, inpaint_from_noise=kept is not None and index == 0)
-        experts = _experts(models, request, each, embeds)
-        for state in denoise(latents, experts, draw=draw, kept=kept):
+        experts = _experts(models, request, each, embeds, len(noise))
+        sampling = request.sampling
+        states = denoise(
+            latents, experts, guidance(request), draw=draw, kept=kept, cache_interval=sampling.cache_interval
+        )
+        for state in states:
             latents = state
-            progress.step()
+            progress.step(len(state))
     assert latents is not None
     return latents
 
@@ -144,9 +170,11 @@ def _latent_shape(models: Models, request: Request) -> tuple[int, int, int, int]
     )
 
 
-def _draw(generator: torch.Generator, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Standard normal noise, drawn on the CPU: the same on every card."""
-    noise = torch.randn(shape, generator=generator, pin_memory=device.type == "cuda")
+def _draw(generators: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Standard normal noise (N, 4, h, w), of each picture by its own generator, on the CPU: the same on every card."""
+    noise = torch.empty((len(generators), *shape[1:]), pin_memory=device.type == "cuda")
+    for each, generator in zip(torch.split(noise, 1), generators, strict=True):
+        torch.randn(shape, generator=generator, out=each)
     return noise.to(device, non_blocking=True)
 
 
@@ -160,34 +188,42 @@ def _start(each: Pass, latents: Tensor | None, noise: Tensor, *, inpaint_from_no
     return at_level(latents, noise, each.schedule.start)
 
 
-def _experts(models: Models, request: Request, each: Pass, embeds: PromptEmbeds) -> Iterator[Expert]:
+def guidance(request: Request) -> Guidance:
+    """As the request wants it."""
+    sampling = request.sampling
+    return Guidance(sampling.guidance_scale, sampling.guidance_rescale, sampling.guidance_start, sampling.guidance_end)
+
+
+def _experts(models: Models, request: Request, each: Pass, embeds: PromptEmbeds, count: int) -> Iterator[Expert]:
     """The UNets that have steps in this pass, in order, each brought to the device just before it works."""
-    for name, steps in (("base", each.base), ("refiner", each.refiner)):
+    total = len(each.schedule.steps)
+    shares, wanted = (place / total for place in range(total)), guidance(request)
+    guided = [wanted.at(share) for share in shares]
+    for name, steps, at in (("base", each.base, 0), ("refiner", each.refiner, len(each.base))):
         if steps:
             unet = models.base if name == "base" else models.refiner
             assert unet is not None
             models.placement.use(unet)
             own = embeds if name == "base" else embeds.for_refiner(int(config_of(unet).cross_attention_dim))
-            yield Expert(unet, _conditioning(unet, request, own, models.placement.device), steps)
+            part = guided[at : at + len(steps)]
+            told = _conditioning(unet, request, own, models.placement.device, count, guided=any(part))
+            yield Expert(models.engines.of(unet).begin(told, request.sampling.quantization), steps, part)
 
 
-def _conditioning(unet: torch.nn.Module, request: Request, embeds: PromptEmbeds, device: torch.device) -> Conditioning:
-    sampling = request.sampling
+def _conditioning(
+    unet: torch.nn.Module, request: Request, embeds: PromptEmbeds, device: torch.device, count: int, *, guided: bool
+) -> Conditioning:
+    """Of `count` pictures."""
     prompt_embeds, text_embeds = embeds.prompt_embeds, embeds.pooled_prompt_embeds
     positive, negative = time_ids(config_of(unet), text_embeds.shape[-1], request)
     ids = [positive]
-    if sampling.guidance_scale > 1:
+    if guided:
         prompt_embeds = torch.cat([embeds.negative_prompt_embeds, prompt_embeds])
         text_embeds = torch.cat([embeds.negative_pooled_prompt_embeds, text_embeds])
         ids = [negative, positive]
-    dtype = prompt_embeds.dtype
-    return Conditioning(
-        prompt_embeds.to(device),
-        text_embeds.to(device),
-        torch.tensor(ids, dtype=dtype).to(device, non_blocking=True),
-        sampling.guidance_scale,
-        sampling.guidance_rescale,
-    )
+    sizes = torch.tensor(ids, dtype=prompt_embeds.dtype).to(device, non_blocking=True)
+    tensors = (prompt_embeds.to(device), text_embeds.to(device), sizes)
+    return Conditioning(*(tensor.repeat_interleave(count, 0) if count > 1 else tensor for tensor in tensors))
 
 
 def time_ids(config: Any, pooled_width: int, request: Request) -> tuple[list[float], list[float]]:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
 from errors import WeightsError
+from sdxl.engine import Engines
 from sdxl.files import ModelFiles
 from sdxl.placement import Placement
 from sdxl.safety import Safety, load_safety
@@ -47,6 +48,7 @@ class Models:
     scheduler_config: Mapping[str, Any]
     safety: Safety | None
     placement: Placement
+    engines: Engines  # what calls the UNets
     _refiner: Callable[[], UNet2DConditionModel] | UNet2DConditionModel | None
 
     @property
@@ -174,7 +176,14 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def load_models(files: ModelFiles, placement: Placement, dtype: torch.dtype, *, defer_refiner: bool = False) -> Models:
+def load_models(
+    files: ModelFiles,
+    placement: Placement,
+    dtype: torch.dtype,
+    *,
+    defer_refiner: bool = False,
+    engines: Engines | None = None,
+) -> Models:
     """Read a model's files, each once. `defer_refiner` leaves the refiner for its first use.
 
     Modules are built here, one after the other (Python does that on one thread anyway), and filled on threads: one
@@ -202,15 +211,16 @@ def load_models(files: ModelFiles, placement: Placement, dtype: torch.dtype, *, 
         )
         text, unet = parts.text(), parts.unet()  # from here on no module is built, and checkers may patch torch
         # What stays in main memory computes there, where half precision is ten times slower.
-        safety_dtype = torch.float32 if placement.tier == "stream" else dtype
+        safety_dtype = dtype if placement.tier == "resident" else torch.float32
         safety = load_safety(files.safety_checker, device, safety_dtype) if files.safety_checker else None
         models = Models(
             text=text,
             vae=vae,
             base=unet,
             scheduler_config=parts.scheduler_config,
-            safety=replace(safety, ready=placement.use) if safety else None,
+            safety=safety,
             placement=placement,
+            engines=engines or Engines(placement),
             _refiner=refiner.result() if refiner else load_refiner if files.refiner else None,
         )
     if models.scheduler_config.get("prediction_type", "epsilon") != "epsilon":

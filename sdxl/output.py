@@ -18,6 +18,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
+from sdxl.safety import Safety, require_safe
 from sdxl.watermark import apply_watermark
 from sdxl.workers import Job, Workers
 
@@ -74,39 +75,44 @@ def finish_images(
     folder: Path,
     writers: Workers,
     *,
+    safety: Safety | None,
     watermark: bool,
     output_format: str,
     quality: int,
     embed_parameters: bool,
     watermark_only: Image.Image | None = None,
 ) -> list[Path]:
-    """Mark and write every picture, each on a thread as soon as it comes, i while i + 1 is computed.
+    """Check, mark and write every picture, each on a thread as soon as it comes, i while i + 1 is computed.
 
-    Each comes with its generation parameters; without `embed_parameters` they stay out of the file. Where the
-    mask `watermark_only` is black nothing is marked; inpainting gives `Canvas.blend`. Whatever goes wrong,
-    here or where the pictures come from, no file stays.
+    Each comes with its generation parameters; without `embed_parameters` they stay out of the file. What `safety`
+    withholds is neither written nor counted; if that is all, UnsafeContentError. Where the mask `watermark_only` is
+    black nothing is marked; inpainting gives `Canvas.blend`. Whatever goes wrong, here or where the pictures come from,
+    no file stays.
     """
 
-    def finish(image: Image.Image, path: Path, parameters: Parameters | None) -> None:
+    def finish(image: Image.Image, path: Path, parameters: Parameters | None) -> bool:
+        if safety is not None and safety.unsafe([image]) != [False]:
+            return False
         image = apply_watermark(image, watermark_only) if watermark else image.convert("RGB")
         _write(image, path, quality, parameters)
+        return True
 
     paths: list[Path] = []
-    jobs: list[Job[None]] = []
+    jobs: list[Job[bool]] = []
     try:
         for number, (image, parameters) in enumerate(pictures):
             paths.append(folder / f"out-{number}.{output_format}")
             work = partial(finish, image, paths[-1], parameters if embed_parameters else None)
             jobs.append(writers.submit(work))
-        for job in jobs:
-            job.result()
+        safe = [path for path, job in zip(paths, jobs, strict=True) if job.result()]
+        require_safe(len(safe), of=len(paths))
+        return [path.rename(folder / f"out-{number}.{output_format}") for number, path in enumerate(safe)]
     except BaseException:
         for job in jobs:
             job.wait()
         for path in paths:
             path.unlink(missing_ok=True)
         raise
-    return paths
 
 
 def read_parameters(path: Path) -> dict[str, object]:

@@ -4,9 +4,10 @@
 |----------|---------------|----------------------------------------------------------------------------|
 | resident | 24 GB or more | everything, always                                                         |
 | swap     | 12 to 24 GB   | the part that works (text encoders, a UNet, the VAE); the rest in main memory |
-| stream   | under 12 GB   | one layer of the part that works; the safety checker stays in main memory   |
+| stream   | under 12 GB   | one layer of the part that works                                            |
 
-In swap and stream the VAE works in tiles on pictures above the model's own size, which changes their last bits.
+In swap and stream the safety checker stays in main memory and works there, beside the GPU; and the VAE works in tiles
+on pictures above the model's own size, which changes their last bits.
 
 Bytes of SDXL 1.0 in 16 bit: base UNet 5.1 GB, refiner UNet 4.5, text encoders 1.6, VAE 0.2, safety checker 0.6.
 """
@@ -21,6 +22,7 @@ from torch.nn import Module
 from errors import InputError
 
 GIB = 2**30
+MOST_AT_ONCE = 8
 TIERS = ("resident", "swap", "stream")
 
 
@@ -40,7 +42,20 @@ def placement_from(environ: Mapping[str, str]) -> tuple["Placement", torch.dtype
     tier = environ.get("SDXL_OFFLOAD") or tier_for(device)
     if tier not in TIERS:
         raise InputError(f"SDXL_OFFLOAD={tier!r} is not known; choose one of {', '.join(TIERS)}.")
-    return Placement(device, tier), torch.float16 if device.type == "cuda" else torch.float32
+    at_once = _at_once(environ.get("SDXL_BATCH"), device, tier)
+    return Placement(device, tier, at_once), torch.float16 if device.type == "cuda" else torch.float32
+
+
+def _at_once(asked: str | None, device: torch.device, tier: str) -> int:
+    """SDXL_BATCH, else what fills a GPU (4 pictures of 1024 x 1024) where there is room for it."""
+    if asked:
+        if not asked.isdigit() or not 1 <= int(asked) <= MOST_AT_ONCE:
+            raise InputError(
+                f"SDXL_BATCH={asked!r} is no number from 1 to {MOST_AT_ONCE}; leave it out for the default."
+            )
+        return int(asked)
+    roomy = tier == "resident" and device.type == "cuda"
+    return 4 if roomy and torch.cuda.get_device_properties(device).total_memory >= 36 * GIB else 1
 
 
 @dataclass
@@ -49,6 +64,7 @@ class Placement:
 
     device: torch.device
     tier: str
+    at_once: int = 1  # pictures of one request that are computed together
     _here: list[Module] = field(default_factory=list)
 
     def home(self) -> torch.device:

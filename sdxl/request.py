@@ -9,10 +9,19 @@ from typing import Any
 
 from errors import InputError
 from sdxl.canvas import Canvas
+from sdxl.eight_bit import QUANTIZATIONS
 from sdxl.schedulers import SCHEDULERS
 
 MAX_SEED = 2**63 - 1  # what a seed can be in JSON clients and in torch alike
 MAX_STEPS = 999  # a schedule has at most this many steps of the 1000 it was trained on
+SHARES = (
+    "guidance_rescale",
+    "guidance_start",
+    "guidance_end",
+    "prompt_strength",
+    "high_noise_frac",
+    "refine_strength",
+)
 REFINE = ("no_refiner", "expert_ensemble_refiner", "base_image_refiner")
 
 Pair = tuple[int, int]
@@ -58,14 +67,24 @@ class Sampling:
     high_noise_frac: float
     refine_steps: int | None
     refine_strength: float
+    guidance_start: float = 0.0  # shares of the steps between which guidance works
+    guidance_end: float = 1.0
+    cache_interval: int = 1  # calls of a UNet per one of its deep layers
+    quantization: str = "none"
 
     def __post_init__(self) -> None:
         _one_of("scheduler", self.scheduler, tuple(SCHEDULERS))
         _one_of("refine", self.refine, REFINE)
         _between("num_inference_steps", self.num_inference_steps, 1, 500)
         _between("guidance_scale", self.guidance_scale, 0, 50)
-        for name in ("guidance_rescale", "prompt_strength", "high_noise_frac", "refine_strength"):
+        _one_of("quantization", self.quantization, QUANTIZATIONS)
+        _between("cache_interval", self.cache_interval, 1, 10)
+        for name in SHARES:
             _between(name, getattr(self, name), 0, 1)
+        if self.guidance_start > self.guidance_end:
+            raise InputError(
+                f"guidance_start={self.guidance_start} is after guidance_end={self.guidance_end}; exchange them."
+            )
         if self.refine_steps is not None:
             _between("refine_steps", self.refine_steps, 1, 500)
         if self.refine == "base_image_refiner":

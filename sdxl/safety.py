@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn import Module
 from torch.nn.functional import normalize
 from transformers import CLIPImageProcessorPil
 
 from errors import InputError, UnsafeContentError, WeightsError
-from sdxl.progress import Progress
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,6 @@ class Safety:
 
     checker: StableDiffusionSafetyChecker
     processor: CLIPImageProcessorPil
-    ready: Callable[[Module], object] = lambda _: None  # brings the checker to its device before it works
 
     def unsafe(self, images: Sequence[Image.Image]) -> list[bool]:
         """Whether each picture must not leave; the pictures stay as they are. Any thread may call it."""
@@ -70,30 +65,15 @@ def load_safety(folder: Path, device: torch.device | str, dtype: torch.dtype) ->
     return Safety(checker.to(device).eval(), processor)
 
 
-def only_safe(
-    safety: Safety | None, pictures: Iterable[tuple[Image.Image, T]], progress: Progress
-) -> Iterator[tuple[Image.Image, T]]:
-    """The safe ones of a stream of pictures and what belongs to them, each as it comes.
-
-    InputError, before any picture is made, where there is no checker; UnsafeContentError at the end if none was safe.
-    """
+def required(safety: Safety | None) -> Safety:
+    """InputError where there is no checker."""
     if safety is None:
         raise InputError("This model has no safety checker to check with; set disable_safety_checker to go without.")
-    return _checked(safety, pictures, progress)
+    return safety
 
 
-def _checked(
-    safety: Safety, pictures: Iterable[tuple[Image.Image, T]], progress: Progress
-) -> Iterator[tuple[Image.Image, T]]:
-    kept = of = 0
-    for image, rest in pictures:
-        of += 1
-        with progress.stage("check_safety"):
-            safety.ready(safety.checker)
-            safe = safety.unsafe([image]) == [False]
-        if safe:
-            kept += 1
-            yield image, rest
+def require_safe(kept: int, of: int) -> None:
+    """UnsafeContentError if none of the pictures may leave; a warning if some may not."""
     if of and not kept:
         number = "the picture" if of == 1 else f"all {of} pictures"
         raise UnsafeContentError(

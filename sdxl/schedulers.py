@@ -1,7 +1,7 @@
-"""The seven samplers as tables of plain numbers.
+"""The nine samplers as tables of plain numbers.
 
 Every sampler that SDXL is used with is linear: what follows a UNet call is a weighted sum of the last states, the
-last noise predictions and, for the ancestral one, fresh noise. So a schedule is computed once, on the CPU, as a
+last noise predictions and, for some, fresh noise. So a schedule is computed once, on the CPU, as a
 list of `Step`s whose weights are Python floats, and one loop (`sdxl.denoise`) serves all of them: no device sync,
 no scheduler object to share or to leave altered for the next request, and a hand-over from base to refiner is a
 change of UNet in the middle of one table, at the right timestep, scale and history by construction.
@@ -16,16 +16,22 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
+    TCDScheduler,
 )
 
 NUM_TRAIN_TIMESTEPS = 1000
+LAST_TIMESTEP = NUM_TRAIN_TIMESTEPS - 1
+DISTILLED_STEPS = 50  # among the timesteps of so many steps a consistency model was distilled
+TCD_GAMMA = 0.3  # 0: no fresh noise, 1: nothing else; eta in diffusers
 
 
 @dataclass(frozen=True)
@@ -222,6 +228,37 @@ def _dpm_solver(scheduler: Any, begin: int) -> Steps:
     return steps
 
 
+def _lcm(scheduler: Any, begin: int) -> Steps:
+    """Multistep consistency sampling: Algorithm 3 of arXiv 2310.04378, with the boundary condition of its formula (9).
+
+    Each step is a guess of the clean latents, then fresh noise up to the next level; after the last one nothing."""
+    timesteps, alphas = scheduler.timesteps.tolist()[begin:], scheduler.alphas_cumprod.tolist()
+    steps: Steps = []
+    for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=True):
+        now = _alpha_level(alphas[timestep])
+        after = Level(1.0, 0.0) if following is None else _alpha_level(alphas[following])
+        skip, out = scheduler.get_scalings_for_boundary_condition_discrete(timestep)
+        clean = after.signal * out / now.signal
+        fresh = None if following is None else after.noise
+        steps.append((Step(timestep, 1.0, (clean + after.signal * skip,), (-clean * now.noise,), after, fresh),))
+    return steps
+
+
+def _tcd(scheduler: Any, begin: int) -> Steps:
+    """Strategic stochastic sampling of trajectory consistency: Algorithm 4 of arXiv 2402.19159.
+
+    Each step goes along the trajectory below the next level, then up to it by fresh noise."""
+    timesteps, alphas = scheduler.timesteps.tolist()[begin:], scheduler.alphas_cumprod.tolist()
+    steps: Steps = []
+    for timestep, following in zip(timesteps, [*timesteps[1:], 0], strict=True):
+        now, after = _alpha_level(alphas[timestep]), _alpha_level(alphas[following])
+        below = _alpha_level(alphas[math.floor((1 - TCD_GAMMA) * following)])
+        keep, up = after.signal / now.signal, after.signal / below.signal
+        fresh = None if len(steps) == len(timesteps) - 1 else math.sqrt(1 - up**2)
+        steps.append((Step(timestep, 1.0, (keep,), (up * below.noise - keep * now.noise,), after, fresh),))
+    return steps
+
+
 def _sigma_start(scheduler: Any, timestep: float, index: int) -> Level:
     del timestep
     return _sigma_level(float(scheduler.sigmas[index]))
@@ -242,16 +279,33 @@ def _dpm_start(scheduler: Any, timestep: float, index: int) -> Level:
     return _unit_variance_level(float(scheduler.sigmas[index]))
 
 
+def _configured(scheduler: Any, count: int, first: int | None) -> None:
+    """As the scheduler's config spaces them, which for a `first` is "trailing": from 999 on."""
+    del first
+    scheduler.set_timesteps(count)
+
+
+def _distilled(scheduler: Any, count: int, first: int | None) -> None:
+    """Among those of the distillation, or among all if they are more; or evenly down from `first`."""
+    scheduler.set_timesteps(count, original_inference_steps=None if count <= DISTILLED_STEPS else NUM_TRAIN_TIMESTEPS)
+    if first is not None:
+        scheduler.timesteps = torch.tensor([round((first + 1) * (1 - k / count)) - 1 for k in range(count)])
+
+
 @dataclass(frozen=True)
 class _Sampler:
-    scheduler: Callable[[Mapping[str, Any]], Any]
+    scheduler: Callable[..., Any]  # of the checkpoint's config
     steps: Callable[[Any, int], Steps]
     start: Callable[[Any, float, int], Level]
+    space: Callable[[Any, int, int | None], None] = _configured
 
 
 # Every flag that one name sets is set for all that know it: nothing is inherited from an earlier request.
 _DPM = partial(DPMSolverMultistepScheduler.from_config, use_karras_sigmas=False)
 _KARRAS = partial(DPMSolverMultistepScheduler.from_config, use_karras_sigmas=True)
+_CONSISTENCY = {"original_inference_steps": DISTILLED_STEPS, "clip_sample": False, "thresholding": False}
+_LCM = partial(LCMScheduler.from_config, **_CONSISTENCY)
+_TCD = partial(TCDScheduler.from_config, **_CONSISTENCY)
 SCHEDULERS: dict[str, _Sampler] = {
     "DDIM": _Sampler(partial(DDIMScheduler.from_config, clip_sample=False), _ddim, _alpha_start),
     "DPMSolverMultistep": _Sampler(_DPM, _dpm_solver, _dpm_start),
@@ -260,19 +314,24 @@ SCHEDULERS: dict[str, _Sampler] = {
     "K_EULER_ANCESTRAL": _Sampler(EulerAncestralDiscreteScheduler.from_config, _euler_ancestral, _sigma_start),
     "K_EULER": _Sampler(partial(EulerDiscreteScheduler.from_config, use_karras_sigmas=False), _euler, _sigma_start),
     "PNDM": _Sampler(partial(PNDMScheduler.from_config, skip_prk_steps=True), _pndm, _alpha_start),
+    "LCM": _Sampler(_LCM, _lcm, _alpha_start, _distilled),
+    "TCD": _Sampler(_TCD, _tcd, _alpha_start, _distilled),
 }
 
 
-def make_schedule(name: str, config: Mapping[str, Any], num_inference_steps: int, begin: int = 0) -> Schedule:
-    """The course of sampler `name` over `num_inference_steps` (1..500), without its first `begin` (0..all) steps.
+def make_schedule(
+    name: str, config: Mapping[str, Any], num_inference_steps: int, begin: int = 0, first_timestep: int | None = None
+) -> Schedule:
+    """The course of sampler `name` over `num_inference_steps` (1..999), without its first `begin` (0..all) steps.
 
-    `config` is the checkpoint's scheduler/scheduler_config.json.
+    `config` is the checkpoint's scheduler/scheduler_config.json. With a `first_timestep` the steps lie evenly below it
+    ("trailing" in arXiv 2305.08891); the older seven begin at 999 then, whatever it is. None: as the config says.
     """
     sampler = SCHEDULERS[name]
-    scheduler = sampler.scheduler(config)
-    scheduler.set_timesteps(num_inference_steps)
+    scheduler = sampler.scheduler(config, **({} if first_timestep is None else {"timestep_spacing": "trailing"}))
+    sampler.space(scheduler, num_inference_steps, first_timestep)
     steps = sampler.steps(scheduler, begin)
-    if steps:  # DDIM and PNDM end a trace of noise above zero; what follows is the decoder, so it counts as clean
+    if steps:  # DDIM, PNDM and TCD end a trace of noise above zero; what follows is the decoder, so it counts as clean
         *before, last = steps[-1]
         steps[-1] = (*before, replace(last, after=Level(1.0, 0.0)))
     timesteps = tuple(calls[0].timestep for calls in steps)

@@ -33,6 +33,10 @@ SAMPLING: dict[str, Any] = {
     "high_noise_frac": 0.8,
     "refine_steps": None,
     "refine_strength": 0.3,
+    "guidance_start": 0.0,
+    "guidance_end": 1.0,
+    "cache_interval": 1,
+    "quantization": "none",
 }
 MICRO: dict[str, Any] = {
     "original_size": None,

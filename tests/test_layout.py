@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 
 from predict import Predictor
+from sdxl.eight_bit import QUANTIZATIONS
 from sdxl.finetune.tokens import PooledAt
 from sdxl.output import FORMATS
 from sdxl.request import REFINE
@@ -109,6 +110,7 @@ def test_every_input_is_literal(file: str) -> None:
         ("aspect_ratio", ["custom", "match_input_image", *ASPECT_RATIOS]),
         ("output_format", list(FORMATS)),
         ("token_pooling", ["auto", *get_args(PooledAt)]),
+        ("quantization", list(QUANTIZATIONS)),
     ],
 )
 def test_choices_are_what_the_code_knows(name: str, choices: list[str]) -> None:

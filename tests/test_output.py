@@ -57,7 +57,7 @@ def save(
     **options: Any,
 ) -> list[Path]:
     options = {"watermark": False, "embed_parameters": True} | options
-    return finish_images(made, folder, WRITERS, output_format=output_format, quality=quality, **options)
+    return finish_images(made, folder, WRITERS, output_format=output_format, quality=quality, safety=None, **options)
 
 
 @pytest.mark.parametrize("output_format", FORMATS)

@@ -1,8 +1,8 @@
 """The safety checker: the real class, tiny, with one concept laid onto one picture."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +12,9 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil
 
 from errors import InputError, UnsafeContentError, WeightsError
-from sdxl.progress import Progress
-from sdxl.safety import Safety, load_safety, only_safe
+from sdxl.output import finish_images
+from sdxl.safety import Safety, load_safety, required
+from sdxl.workers import Workers
 
 CONFIG = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -142,21 +143,26 @@ def test_a_checker_without_its_concepts_is_refused(folder: Path, tmp_path: Path)
         load_safety(tmp_path, "cpu", torch.float32)
 
 
-def test_only_safe_checks_each_picture_as_it_comes(safety: Safety, caplog: pytest.LogCaptureFixture) -> None:
-    asked: list[int] = []
+def test_only_safe_pictures_are_written(safety: Safety, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writers = Workers(2, "writer")
 
-    def pictures() -> Iterator[tuple[Image.Image, int]]:
-        for number, image in enumerate((GOOD, BAD, GOOD)):
-            asked.append(number)
-            yield image, number
+    def written(*images: Image.Image) -> list[Path]:
+        options: dict[str, Any] = {"watermark": False, "output_format": "png", "quality": 95, "embed_parameters": False}
+        return finish_images(((image, {}) for image in images), tmp_path, writers, safety=safety, **options)
 
-    stream = only_safe(safety, pictures(), Progress(0))
-    assert next(stream) == (GOOD, 0)
-    assert asked == [0]
-    assert list(stream) == [(GOOD, 2)]
+    first, second = written(GOOD, BAD, noise(1))
     assert caplog.messages == ["The safety checker withheld 1 of 3 pictures"]
-    with pytest.raises(InputError, match=r"no safety checker .* set disable_safety_checker"):
-        only_safe(None, [(GOOD, 7)], Progress(0))
-    assert list(only_safe(safety, [], Progress(0))) == []
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["out-0.png", "out-1.png"]
+    assert Image.open(first).tobytes() == GOOD.convert("RGB").tobytes()
+    assert Image.open(second).tobytes() == noise(1).tobytes()
+    for path in (first, second):
+        path.unlink()
     with pytest.raises(UnsafeContentError, match="withheld all 2 pictures"):
-        list(only_safe(safety, [(BAD, 0), (BAD, 1)], Progress(0)))
+        written(BAD, BAD)
+    assert not list(tmp_path.iterdir())
+    assert written() == []
+
+
+def test_a_model_without_a_checker() -> None:
+    with pytest.raises(InputError, match=r"no safety checker .* set disable_safety_checker"):
+        required(None)

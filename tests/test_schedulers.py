@@ -1,6 +1,7 @@
 """The sampler tables against diffusers' own scheduler objects, on an analytic model that needs no UNet."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import diffusers
@@ -10,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sdxl.denoise import Conditioning, Expert, denoise, split
-from sdxl.schedulers import NUM_TRAIN_TIMESTEPS, SCHEDULERS, Schedule, make_schedule
+from sdxl.denoise import Expert, Guidance, denoise, split
+from sdxl.schedulers import NUM_TRAIN_TIMESTEPS, SCHEDULERS, Schedule, Step, make_schedule
 
 NAMES = list(SCHEDULERS)
 STEPS = [1, 2, 3, 7, 20, 50]
 WEIGHT = torch.randn(4, 4, generator=torch.Generator().manual_seed(1)) * 0.4
-CONDITIONING = Conditioning(torch.zeros(1, 1, 1), torch.zeros(1, 1), torch.zeros(1, 6), 1.0, 0.0)
 
 
 class Field(torch.nn.Module):
@@ -46,10 +46,22 @@ def noise(seed: int = 2, shape: tuple[int, ...] = (1, 4, 5, 5)) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def expert(model: torch.nn.Module, steps: Sequence[Sequence[Step]]) -> Expert:
+    """One that needs no prompts."""
+
+    def call(model_input: Tensor, timestep: Tensor, *, reuse: bool = False) -> Tensor:
+        assert not reuse
+        (noise_pred,) = model(model_input, timestep)
+        return torch.as_tensor(noise_pred)
+
+    return Expert(call, steps, [False] * len(steps))
+
+
 def run(schedule: Schedule, latents: Tensor, model: torch.nn.Module, cut: float = 1.0) -> Tensor:
     generator = torch.Generator().manual_seed(5)
-    experts = [Expert(model, CONDITIONING, steps) for steps in split(schedule, cut)]
-    states = denoise(latents, experts, draw=lambda: torch.randn(latents.shape, generator=generator), kept=None)
+    experts = [expert(model, steps) for steps in split(schedule, cut)]
+    draw = lambda: torch.randn(latents.shape, generator=generator)  # noqa: E731
+    states = denoise(latents, experts, Guidance(1.0), draw=draw, kept=None)
     return [latents, *states][-1]
 
 
@@ -168,7 +180,8 @@ def test_the_level_of_every_state_is_what_the_table_says(name: str, scheduler_co
     generator = torch.Generator().manual_seed(5)
     states = denoise(
         clean * schedule.start.signal + fresh * schedule.start.noise,
-        [Expert(model, CONDITIONING, schedule.steps)],
+        [expert(model, schedule.steps)],
+        Guidance(1.0),
         draw=lambda: torch.randn(clean.shape, generator=generator),
         kept=None,
     )

@@ -1,0 +1,257 @@
+"""What calls the UNet: the same picture by every engine, the fast modes, and what each costs in calls and likeness."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import weights
+from errors import InputError
+from sdxl.eight_bit import EightBit
+from sdxl.engine import ENGINES, Engine, Engines
+from sdxl.graphs import MOST, Graphs
+from sdxl.models import Models, load_models
+from sdxl.placement import Placement
+from sdxl.unet import Told, UNet
+from tests import tunes
+from tests.painting import difference, picture, pictures
+from tests.tuned import read_tensors, slot_for
+
+CPU = torch.device("cpu")
+
+
+def by(models: Models, name: str) -> Models:
+    """The same model, its UNets called by another engine."""
+    return replace(models, engines=Engines(models.placement, name))
+
+
+def likeness(a: Image.Image, b: Image.Image) -> float:
+    """PSNR in dB."""
+    error = np.mean((np.asarray(a, float) - np.asarray(b, float)) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+@contextmanager
+def calls_of(models: Models) -> Iterator[list[tuple[str, int]]]:
+    """Which arithmetic of the base's UNet was called, for how many rows."""
+    found = list[tuple[str, int]]()
+
+    class Counted(UNet):
+        def full(self, latents: Tensor, timestep: Tensor, told: Told) -> tuple[Tensor, Tensor]:
+            found.append(("full", len(latents)))
+            return super().full(latents, timestep, told)
+
+        def shallow(self, latents: Tensor, timestep: Tensor, told: Told, deep: Tensor) -> Tensor:
+            found.append(("shallow", len(latents)))
+            return super().shallow(latents, timestep, told, deep)
+
+    engine = models.engines.of(models.base)
+    before = engine._unet
+    engine._use(Counted(**vars(before)))
+    try:
+        yield found
+    finally:
+        engine._use(before)
+
+
+REQUESTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "wide": {"width": 192, "height": 136},
+    "not a multiple of the UNet's": {"width": 152, "height": 136},
+    "unguided": {"guidance_scale": 1.0},
+    "rescaled": {"guidance_rescale": 0.7},
+    "two calls a step": {"scheduler": "HeunDiscrete"},
+    "ensemble": {"refine": "expert_ensemble_refiner"},
+    "second pass": {"refine": "base_image_refiner"},
+    "long prompt": {"prompt": "a red circle, " * 40},
+}
+
+
+@pytest.mark.parametrize("asked", REQUESTS.values(), ids=REQUESTS)
+def test_every_engine_draws_diffusers_picture_to_the_bit(models: Models, asked: dict[str, Any]) -> None:
+    """`graph` as far as a CPU can: all but the recording itself."""
+    expected = picture(by(models, "diffusers"), **asked)
+    assert difference(picture(by(models, "eager"), **asked), expected) == 0
+    graphed = by(models, "graph")
+    assert [difference(picture(graphed, **asked), expected) for _ in range(2)] == [0, 0]
+
+
+def test_graphs_keep_requests_apart(models: Models) -> None:
+    """Shapes, prompts and pictures at once in turns, more shapes than are kept, fast modes in between."""
+    graphed = by(models, "graph")
+    requests: list[dict[str, Any]] = [{"width": 64 + 8 * each, "num_inference_steps": 3} for each in range(MOST + 2)]
+    requests += [
+        {"cache_interval": 2, "prompt": prompt, "guidance_end": 0.6} for prompt in ("a green square", "a star")
+    ]
+    for asked in [*requests, *reversed(requests)]:
+        assert difference(picture(graphed, **asked), picture(models, **asked)) == 0
+
+
+def test_a_request_that_is_cut_short_leaves_nothing_in_the_places(models: Models) -> None:
+    graphed = by(models, "graph")
+    expected = picture(graphed)
+    runs = graphed.engines.of(graphed.base)._runs
+    assert isinstance(runs, Graphs)
+    (places,) = runs._places.values()
+
+    class Cut(BaseException):
+        pass
+
+    class Cutting:
+        def tensors(self) -> list[Tensor]:
+            raise Cut
+
+    told: Any = Cutting()
+    with pytest.raises(Cut):
+        places.fill(places.latents, places.timestep, told)
+    assert places.holds is None
+    assert difference(picture(graphed), expected) == 0
+
+
+def test_a_lora_costs_no_operation_and_needs_no_new_recording(models: Models, tmp_path: Path) -> None:
+    graphed = by(models, "graph")
+    tune = read_tensors(models, tmp_path, tunes.kohya_sgm(tunes.make_lora(models, parts=models.parts)))
+    plain = picture(graphed)
+    runs = graphed.engines.of(graphed.base)._runs
+    assert isinstance(runs, Graphs)
+    (before,) = [places.recordings["full"] for places in runs._places.values()]
+    with slot_for(models) as slot:
+        slot.set([(tune, 0.8)])
+        tuned = picture(graphed)
+        assert difference(tuned, picture(models)) == 0
+        assert difference(tuned, plain) > 3
+    assert difference(picture(graphed), plain) == 0
+    (after,) = [places.recordings["full"] for places in runs._places.values()]
+    assert after is before
+
+
+def test_guidance_in_an_interval(models: Models) -> None:
+    whole = picture(models)
+    assert difference(picture(models, guidance_start=0.0, guidance_end=1.0), whole) == 0
+    with calls_of(models) as calls:
+        part = picture(models, guidance_start=0.25, guidance_end=0.5)
+    assert calls == [("full", 1)] * 2 + [("full", 2)] * 2 + [("full", 1)] * 4
+    assert difference(part, whole) > 3
+    none, unguided = picture(models, guidance_end=0.0), picture(models, guidance_scale=1.0)
+    assert difference(none, unguided) == 0
+    assert likeness(picture(models, guidance_end=0.75), whole) > likeness(none, whole)
+
+
+def test_the_interval_runs_over_both_experts(models: Models) -> None:
+    with calls_of(models) as calls:
+        picture(models, refine="expert_ensemble_refiner", high_noise_frac=0.5, guidance_end=0.75)
+    assert calls == [("full", 2)] * 4
+    engines = by(models, "diffusers")
+    asked: dict[str, Any] = {"refine": "expert_ensemble_refiner", "high_noise_frac": 0.5, "guidance_end": 0.75}
+    assert difference(picture(engines, **asked), picture(models, **asked)) <= 1
+
+
+def test_deep_layers_in_every_other_call(models: Models) -> None:
+    whole = picture(models, num_inference_steps=20)
+    with calls_of(models) as calls:
+        part = picture(models, num_inference_steps=20, cache_interval=2)
+    assert calls == [("full", 2), ("shallow", 2)] * 10
+    assert likeness(part, whole) > 20
+    assert likeness(part, whole) > likeness(picture(models, num_inference_steps=20, cache_interval=6), whole)
+
+
+def test_a_change_of_rows_wakes_the_deep_layers(models: Models) -> None:
+    with calls_of(models) as calls:
+        picture(models, cache_interval=4, guidance_end=0.75)
+    assert calls == [("full", 2), *[("shallow", 2)] * 3, ("full", 2), ("shallow", 2), ("full", 1), ("shallow", 1)]
+
+
+@pytest.mark.parametrize(("quantization", "least"), [("int8", 30), ("fp8", 22)])
+def test_eight_bits_draw_nearly_the_same(models: Models, quantization: str, least: float) -> None:
+    asked: dict[str, Any] = {"num_inference_steps": 20}
+    whole, part = picture(models, **asked), picture(models, **asked, quantization=quantization)
+    assert difference(part, whole) > 0
+    assert likeness(part, whole) > least
+    assert difference(picture(models, **asked), whole) == 0
+
+
+def test_eight_bits_follow_the_weights(models: Models, tmp_path: Path) -> None:
+    """A fine-tune in and out: the copies are those of the weights as they are."""
+    tune = read_tensors(models, tmp_path, tunes.kohya_sgm(tunes.make_lora(models, parts=models.parts)))
+    plain = picture(models, quantization="int8")
+    with slot_for(models) as slot:
+        slot.set([(tune, 0.8)])
+        tuned = picture(models, quantization="int8")
+        again = picture(replace(models, engines=Engines(models.placement)), quantization="int8")
+    assert difference(tuned, again) == 0
+    assert difference(tuned, plain) > 3
+    assert difference(picture(models, quantization="int8"), plain) == 0
+
+
+def test_eight_bit_copies_are_made_anew_only_where_weights_changed(models: Models) -> None:
+    unet = UNet.of(load_models(weights.resolve("miniature"), models.placement, torch.float32).base)
+    made = EightBit(unet, "int8")
+    for _, copy, _ in made._copies:
+        copy.zero_()  # what is not made anew stays so
+    with torch.inference_mode():
+        unet.blocks[0].attn1.k.weight.mul_(2)
+        made.refresh()
+    (changed,) = [weight for weight, copy, _ in made._copies if copy.any()]
+    assert changed is unet.blocks[0].attn1.k.weight
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"image": Image.new("RGB", (128, 128), "navy")}, {"scheduler": "K_EULER_ANCESTRAL"}]
+)
+def test_pictures_at_once_are_those_alone(models: Models, asked: dict[str, Any]) -> None:
+    """But for rounding; each has the noise of its own seed."""
+    seeds = (3, 4, 5, 6, 7)
+    together = replace(models, placement=replace(models.placement, at_once=3))
+    with calls_of(models) as calls:
+        made = pictures(together, seeds, **asked, num_inference_steps=4)
+    rows = [count for _, count in calls]
+    assert set(rows) == {6, 4}
+    alone = [picture(models, seed, **asked, num_inference_steps=4) for seed in seeds]
+    assert max(map(difference, made, alone)) <= 1
+    assert min(difference(alone[0], other) for other in alone[1:]) > 3
+
+
+def test_fewer_large_pictures_at_once(models: Models) -> None:
+    together = replace(models, placement=replace(models.placement, at_once=4))
+    with calls_of(models) as calls:
+        pictures(together, (1, 2, 3), width=256, height=128, num_inference_steps=1)
+    assert [count for _, count in calls] == [4, 2]
+
+
+def test_engines_by_name(models: Models) -> None:
+    for name in ENGINES:
+        assert Engines.chosen({"SDXL_ENGINE": name}, models.placement, Path("x")).name == name
+    assert Engines.chosen({}, models.placement, Path("x")).resolved == "eager"
+    assert Engines(Placement(CPU, "swap"), "graph").resolved == "eager"
+    assert Engines(Placement(CPU, "stream"), "graph").resolved == "diffusers"
+    with pytest.raises(InputError, match=r"SDXL_ENGINE='fast' is not known; choose one of auto, compile"):
+        Engines.chosen({"SDXL_ENGINE": "fast"}, models.placement, Path("x"))
+
+
+@pytest.mark.parametrize("asked", [{"cache_interval": 2}, {"quantization": "int8"}])
+def test_fast_modes_need_our_arithmetic(models: Models, asked: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="leave them at 1 and none"):
+        picture(by(models, "diffusers"), **asked)
+
+
+def test_bad_numbers(models: Models) -> None:
+    with pytest.raises(InputError, match=r"guidance_start=0.5 is after guidance_end=0.2; exchange them"):
+        picture(models, guidance_start=0.5, guidance_end=0.2)
+    with pytest.raises(InputError, match="quantization='int4' is not known"):
+        picture(models, quantization="int4")
+    with pytest.raises(InputError, match="needs a GPU of 24 GB or more"):
+        picture(replace(models, placement=Placement(CPU, "swap")), quantization="int8")
+
+
+def test_a_unet_of_another_kind_is_diffusers_own_matter(models: Models) -> None:
+    """One that was distilled with its guidance inside has an input more."""
+    config: Any = dict(models.base.config) | {"time_cond_proj_dim": 32}
+    other: Any = type(models.base).from_config(config)
+    assert not Engine(other, models.engines).can_reuse
