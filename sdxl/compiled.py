@@ -119,13 +119,15 @@ def compiled(wanted: Sequence[Kind], device: torch.device, dtype: torch.dtype, f
     """The compiled block; None, and a line in the log, where that does not work. `folder` keeps what was made."""
     try:
         name = file_name(wanted, device, dtype)
-        made = next((place / name for place in (SHIPPED, folder) if (place / name).is_file()), None)
-        torch.compiler.load_cache_artifacts((made or _make(folder / name, wanted, device, dtype)).read_bytes())
+        kept = [place / name for place in (SHIPPED, folder) if (place / name).is_file()]
+        if not any(torch.compiler.load_cache_artifacts(path.read_bytes()) for path in kept):
+            torch.compiler.load_cache_artifacts(_make(folder / name, wanted, device, dtype).read_bytes())
         function = compile_block()
         check(function, wanted, device, dtype)
         return function
     except Exception as error:  # noqa: BLE001 - compilers fail in many ways, and a prediction can do without
-        logging.getLogger(__name__).warning("The UNet is not compiled: %s", str(error).splitlines()[0][:200])
+        reason = " ".join(str(error).split())[:300]
+        logging.getLogger(__name__).warning("The UNet is not compiled: %s: %s", type(error).__name__, reason)
         return None
 
 
