@@ -21,7 +21,7 @@ import weights
 from benchmarks import report
 from benchmarks.measure import FULL, machine
 
-GROUPS = ("counts", "calls", "loop", "files", "startup", "pictures", "finetunes", "training", "http")
+GROUPS = ("counts", "calls", "loop", "engine", "files", "startup", "pictures", "finetunes", "training", "http")
 
 
 def arguments() -> argparse.Namespace:

@@ -22,11 +22,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sdxl.layout import joined
 from sdxl.linear import Layer
-from sdxl.unet import Attention, Block, BlockFunction, Norm, UNet, attend, block, join
+from sdxl.unet import Attention, Block, BlockFunction, Norm, UNet, attend, block
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("unet.py", "linear.py", "compiled.py")
+SOURCES = ("unet.py", "linear.py", "layout.py", "compiled.py")
 SHIPPED = ROOT / "compiled"  # files that came with the package; they are looked for first
 ROWS, TOKENS = 256, 77  # of the numbers that it is tried on
 CLOSE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # relative error of a block at most
@@ -90,7 +91,7 @@ def example(kind: Kind, device: torch.device, dtype: torch.dtype) -> tuple[Tenso
         return Attention(q, k, v, layer(width, width, bias=True), heads)
 
     feed = layer(8 * width, width, bias=True), layer(width, 4 * width, bias=True)
-    w = join(Block(norm(), attention(), norm(), attention(), norm(), *feed))
+    w = joined(Block(norm(), attention(), norm(), attention(), norm(), *feed))
     with torch.inference_mode():
         x, key, value = (made(*shape).data for shape in ((2 * ROWS, width), (2, TOKENS, width), (2, TOKENS, width)))
     return x, key, value, w

@@ -29,8 +29,9 @@ from sdxl.attention import preferred
 from sdxl.compiled import compiled, kinds
 from sdxl.eight_bit import EightBit
 from sdxl.graphs import Graphs
+from sdxl.layout import settled
 from sdxl.placement import Placement
-from sdxl.unet import BlockFunction, Told, UNet, is_known, joined
+from sdxl.unet import BlockFunction, Told, UNet, is_known
 from sdxl.workers import Job, Workers
 
 ENGINES = ("auto", "compile", "graph", "eager", "diffusers")
@@ -102,9 +103,10 @@ class _Fast:
         told, latents = self._rows(len(model_input)), model_input.to(self.dtype)
         with self.attention():
             if reuse and self._deep is not None and len(self._deep) == len(latents):
-                return self.runs.shallow(latents, timestep, told, self._deep).float()
-            noise, self._deep = self.runs.full(latents, timestep, told)
-        return noise.float()
+                noise = self.runs.shallow(latents, timestep, told, self._deep)
+            else:
+                noise, self._deep = self.runs.full(latents, timestep, told)
+        return noise.to(torch.float32, copy=True)  # the next call may write over it
 
     def _rows(self, count: int) -> Told:
         """What the last rows are told; the same object for the same number of them."""
@@ -151,7 +153,7 @@ class Engine:
     def _swap_in(self, function: BlockFunction | None) -> None:
         """From now on with compiled blocks."""
         if function is not None:
-            self._use(replace(joined(self._unet), block=function))
+            self._use(replace(settled(self._unet), block=function))
         self._compiling = None
 
     def _use(self, unet: UNet) -> None:

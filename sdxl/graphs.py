@@ -7,6 +7,7 @@ every call copies its inputs there. Weights are read where they lie, so folding 
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,6 +80,7 @@ class Graphs:
         self.unet = unet
         self._device, self._worker = device, worker
         self._places: OrderedDict[Key, Places] = OrderedDict()
+        self._failed = False  # whatever a driver has against graphs, it will have again
         cuda = device.type == "cuda"
         self._pool: Any = torch.cuda.graph_pool_handle() if cuda else None
         self._stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
@@ -122,11 +124,16 @@ class Graphs:
     def _launch(self, kind: str, places: Places, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """The first call of a shape as it is, the second recorded."""
         with torch.inference_mode(), _on(self._stream):
-            if kind not in places.called:
+            if kind not in places.called or self._failed:
                 outputs = work()
                 places.called.add(kind)
                 return outputs
-            places.recordings[kind] = recording = record(work, self._device, self._pool)
+            try:
+                places.recordings[kind] = recording = record(work, self._device, self._pool)
+            except RuntimeError as error:
+                self._failed = True
+                logging.getLogger(__name__).warning("The UNet runs without CUDA graphs: %s", str(error)[:200])
+                return work()
             recording.replay()
             return recording.outputs
 

@@ -11,7 +11,7 @@ Shapes: B pictures (twice as many with guidance), T text tokens, C channels, h x
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -302,19 +302,3 @@ def _conv(m: Any) -> Conv:
 
 def _norm(m: Any) -> Norm:
     return Norm(m.weight, m.bias, m.eps, getattr(m, "num_groups", 0))
-
-
-def joined(unet: UNet) -> UNet:
-    """The same UNet with queries, keys and values of each self-attention in one product. Their weights move together
-    in memory; each stays the parameter that it was."""
-    return replace(unet, blocks=tuple(map(join, unet.blocks)))
-
-
-def join(w: Block) -> Block:
-    """A block whose `attn1.qkv` is set."""
-    parts = (w.attn1.q.weight, w.attn1.k.weight, w.attn1.v.weight)
-    with torch.inference_mode(False):  # weights are no tensors of a request
-        whole = torch.cat([part.detach() for part in parts])
-        for part, place in zip(parts, whole.chunk(3), strict=True):
-            part.data = place
-    return w._replace(attn1=w.attn1._replace(qkv=Layer(whole, None)))

@@ -104,7 +104,9 @@ def test_two_graphs_and_no_other_whatever_changes(compiled: Models, models: Mode
     together = replace(compiled, placement=replace(compiled.placement, at_once=3))
     assert max(map(difference, pictures(together, (3, 4, 5)), pictures(models, (3, 4, 5)))) <= 1
     plain = picture(compiled)
-    tune = read_tensors(models, tmp_path, tunes.kohya_sgm(tunes.make_lora(models, parts=models.parts)))
+    tune = read_tensors(
+        models, tmp_path, tunes.kohya_sgm(tunes.make_lora(models, parts=models.parts, where="conv too", alpha=1.0))
+    )
     for scale in (0.8, 0.4):
         with slot_for(compiled) as slot, slot_for(models) as other:
             slot.set([(tune, scale)])

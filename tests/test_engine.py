@@ -66,6 +66,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "wide": {"width": 192, "height": 136},
     "not a multiple of the UNet's": {"width": 152, "height": 136},
     "unguided": {"guidance_scale": 1.0},
+    "many states": {"guidance_scale": 1.0, "scheduler": "PNDM"},
     "rescaled": {"guidance_rescale": 0.7},
     "two calls a step": {"scheduler": "HeunDiscrete"},
     "ensemble": {"refine": "expert_ensemble_refiner"},
@@ -255,3 +256,15 @@ def test_a_unet_of_another_kind_is_diffusers_own_matter(models: Models) -> None:
     config: Any = dict(models.base.config) | {"time_cond_proj_dim": 32}
     other: Any = type(models.base).from_config(config)
     assert not Engine(other, models.engines).can_reuse
+
+
+def test_a_device_that_records_no_graphs(
+    models: Models, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def record(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("sdxl.graphs.record", record)
+    graphed = by(models, "graph")
+    assert [difference(picture(graphed), picture(models)) for _ in range(2)] == [0, 0]
+    assert caplog.messages == ["The UNet runs without CUDA graphs: operation not permitted when stream is capturing"]

@@ -12,10 +12,17 @@ import torch
 from PIL import Image
 
 import weights
+from errors import InputError
+from sdxl.engine import Engines
+from sdxl.generate import encode_text, paint, plan
+from sdxl.graphs import Graphs
+from sdxl.linear import KINDS
 from sdxl.models import Models, load_models
 from sdxl.placement import GIB, Placement
+from sdxl.progress import Progress
+from sdxl.unet import block
 from tests import tunes
-from tests.painting import difference, picture
+from tests.painting import difference, make_request, picture, pictures
 from tests.training import job, trained
 from tests.tuned import read_tensors, slot_for
 from trainer.run import run
@@ -65,6 +72,62 @@ def test_fine_tunes_on_a_card(tier: str, models: Models, tmp_path: Path) -> None
         slot.set([(tune, 0.6)])
         assert psnr(tuned, picture(models)) > 30
     assert difference(picture(other), plain) == 0
+
+
+def called(engine: str, tmp_path: Path, at_once: int = 1) -> Models:
+    placement = Placement(torch.device("cuda"), "resident", at_once)
+    engines = Engines(placement, engine, tmp_path)
+    return load_models(weights.resolve("miniature"), placement, torch.float16, engines=engines)
+
+
+@pytest.mark.parametrize("asked", [{}, {"guidance_scale": 1.0, "scheduler": "PNDM"}, {"width": 152, "height": 136}])
+def test_graphs_draw_the_same_bits(asked: dict[str, Any], tmp_path: Path) -> None:
+    graphed, eager = called("graph", tmp_path), called("eager", tmp_path)
+    for prompt in ("a red circle", "a green square", "a red circle"):
+        assert difference(*(picture(each, prompt=prompt, **asked) for each in (graphed, eager))) == 0
+    runs = graphed.engines.of(graphed.base)._runs
+    assert isinstance(runs, Graphs)
+    assert not runs._failed
+
+
+def test_compiled_blocks_draw_nearly_the_same(tmp_path: Path) -> None:
+    """No further from float32 than twice what float16 is."""
+    compiled = called("compile", tmp_path)
+    compiled.engines.prepare(compiled.base)
+    found = psnr(picture(compiled), picture(called("eager", tmp_path)))
+    assert compiled.engines.of(compiled.base)._unet.block is not block
+    assert found > 30
+
+
+def test_the_loop_waits_for_nothing(tmp_path: Path) -> None:
+    """But for the step before the last, so that the bar tells the truth (`Progress.step`)."""
+    graphed = called("graph", tmp_path)
+    picture(graphed)
+    request = make_request(graphed)
+    passes = plan(graphed, request)
+    with torch.inference_mode(), Progress(0) as progress:
+        embeds = encode_text(graphed, request)
+        noise = torch.randn(1, 4, 16, 16, device="cuda")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            paint(graphed, request, passes, embeds, None, lambda: noise, progress)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_pictures_at_once_on_a_card(tmp_path: Path) -> None:
+    together, alone = called("graph", tmp_path, at_once=4), called("graph", tmp_path)
+    made = zip(pictures(together, (3, 4, 5, 6, 7)), pictures(alone, (3, 4, 5, 6, 7)), strict=True)
+    assert min(psnr(*pair) for pair in made) > 30
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_eight_bits_on_a_card(quantization: str, models: Models, tmp_path: Path) -> None:
+    if torch.cuda.get_device_capability() < KINDS[quantization].capability:
+        with pytest.raises(InputError, match="choose another"):
+            picture(called("graph", tmp_path), quantization=quantization)
+        return
+    assert psnr(picture(called("graph", tmp_path), quantization=quantization), picture(models)) > 20
 
 
 @pytest.mark.skipif(os.environ.get("SDXL_MODEL") != "sdxl-1.0", reason="needs SDXL 1.0 (SDXL_MODEL=sdxl-1.0)")
