@@ -14,6 +14,7 @@ works, or, where weights come layer by layer, diffusers.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -151,9 +152,14 @@ class Engine:
         return self._unet.conv_in.weight.dtype
 
     def _swap_in(self, function: BlockFunction | None) -> None:
-        """From now on with compiled blocks."""
+        """From now on with compiled blocks. What was recorded knows where the weights were, and goes with them; if this
+        is cut short, the next request begins with it again."""
         if function is not None:
-            self._use(replace(settled(self._unet), block=function))
+            try:
+                self._use(replace(settled(self._unet), block=function))
+            except torch.OutOfMemoryError:
+                self._use(UNet.of(self._module))
+                logging.getLogger(__name__).warning("The UNet is not compiled: no memory for moving its weights.")
         self._compiling = None
 
     def _use(self, unet: UNet) -> None:

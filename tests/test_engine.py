@@ -17,9 +17,10 @@ from errors import InputError
 from sdxl.eight_bit import EightBit
 from sdxl.engine import ENGINES, Engine, Engines
 from sdxl.graphs import MOST, Graphs
+from sdxl.layout import joined
 from sdxl.models import Models, load_models
 from sdxl.placement import Placement
-from sdxl.unet import Told, UNet
+from sdxl.unet import Block, Told, UNet, block
 from tests import tunes
 from tests.painting import difference, picture, pictures
 from tests.tuned import read_tensors, slot_for
@@ -268,3 +269,43 @@ def test_a_device_that_records_no_graphs(
     graphed = by(models, "graph")
     assert [difference(picture(graphed), picture(models)) for _ in range(2)] == [0, 0]
     assert caplog.messages == ["The UNet runs without CUDA graphs: operation not permitted when stream is capturing"]
+
+
+class Behind(Engines):
+    """`auto` as it is on a GPU, with blocks that are compiled already."""
+
+    @property
+    def resolved(self) -> str:
+        return "auto"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt])
+def test_weights_that_could_not_be_moved(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the middle of it; recordings that know the old places are not used again."""
+    placement = Placement(CPU, "resident")
+    engines = Behind(placement, "auto")
+    monkeypatch.setattr("sdxl.engine.compiled", lambda *_: block)
+    models = load_models(weights.resolve("miniature"), placement, torch.float32, engines=engines)
+    expected = picture(by(models, "diffusers"))
+    done = list[Block]()
+
+    def joined_but_once(w: Block) -> Block:
+        done.append(w)
+        if len(done) == 3:
+            raise error
+        return joined(w)
+
+    monkeypatch.setattr("sdxl.layout.joined", joined_but_once)
+    engine = engines.of(models.base)
+    assert engine._compiling is not None
+    engine._compiling.wait()
+    if error is KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt):
+            picture(models)
+    assert max(difference(picture(models), expected) for _ in range(2)) <= 1  # convolutions have moved already
+    assert engine._compiling is None
+    swapped = error is KeyboardInterrupt
+    assert (engine._unet.blocks[0].attn1.qkv is not None) == swapped
+    assert len(caplog.messages) == (not swapped)
