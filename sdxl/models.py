@@ -7,29 +7,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.modeling_utils import no_init_weights
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from safetensors import SafetensorError, safe_open
 from torch.nn import Module
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 
 from errors import WeightsError
 from sdxl.engine import Engines
 from sdxl.files import ModelFiles
+from sdxl.modules import M, blank, config, fill
 from sdxl.placement import Placement
+from sdxl.reading import read_tensors
 from sdxl.safety import Safety, load_safety
 from sdxl.text import TextEncoders
 
-M = TypeVar("M", bound=Module)
-
 SDXL_WIDTH = 1280  # channels of its UNet where that is widest
-# What diffusers called the attention layers of a VAE before 2023.
-OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 def config_of(module: Module) -> Any:
@@ -86,81 +81,29 @@ class Models:
 def native_side(files: ModelFiles) -> int:
     """`Models.native` of a model that is not loaded."""
     configs = files.base if files.config is None else files.config
-    factor = 2 ** (len(_config(configs / "vae")["block_out_channels"]) - 1)
-    return int(_config(configs / "unet")["sample_size"] * factor)
+    factor = 2 ** (len(config(configs / "vae")["block_out_channels"]) - 1)
+    return int(config(configs / "unet")["sample_size"] * factor)
 
 
 def narrower(files: ModelFiles) -> float:
     """How many times the UNet of a model that is not loaded is narrower than SDXL's: 1 for SDXL."""
     configs = files.base if files.config is None else files.config
-    return float(SDXL_WIDTH / _config(configs / "unet")["block_out_channels"][-1])
+    return float(SDXL_WIDTH / config(configs / "unet")["block_out_channels"][-1])
 
 
-def read_tensors(folder: Path, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of the folder's .safetensors, the fp16 variant where there is one; one file or shards."""
-    files = sorted(folder.glob("*.safetensors"))
-    files = [file for file in files if ".fp16" in file.name] or files
-    if not files:
-        raise WeightsError(f"{folder.parent.name}/{folder.name} holds no .safetensors file; fetch the model again.")
-    for file in files:
-        try:
-            with safe_open(file, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - safe_open is no mapping
-                    yield name, tensors.get_tensor(name).to(device, dtype)
-        except SafetensorError as error:
-            raise WeightsError(f"{file.name} in {folder.parent.name}/{folder.name} is damaged ({error}).") from error
-
-
-def fill(module: M, tensors: Iterator[tuple[str, torch.Tensor]], device: torch.device) -> M:
-    """Give a module made on the meta device its weights; every one must fit and none may be missing."""
-    wanted = module.state_dict().keys()
-    state: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors:
-        for old, new in OLD_NAMES.items():
-            name = name.replace(old, new)
-        # transformers 5 has no `text_model` level in CLIPTextModel; files written before it do.
-        short = name.removeprefix("text_model.")
-        state[name if name in wanted else short] = tensor
-    state = {name: tensor for name, tensor in state.items() if not name.endswith("position_ids")}
-    if unknown := state.keys() - wanted:
-        raise WeightsError(f"{len(unknown)} weights fit no layer of {type(module).__name__}, first {min(unknown)!r}.")
-    if missing := wanted - state.keys():
-        raise WeightsError(f"{len(missing)} weights of {type(module).__name__} are missing, first {min(missing)!r}.")
-    module.load_state_dict(state, assign=True)
-    for part in module.modules():
-        if isinstance(part, CLIPTextEmbeddings):
-            count = part.position_embedding.num_embeddings
-            part.register_buffer("position_ids", torch.arange(count, device=device)[None], persistent=False)
-    return module.requires_grad_(False).eval()
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{folder.parent.name}/{folder.name}/config.json cannot be read: {error}.") from error
-    return config
-
-
-def blank(folder: Path, make: Callable[[dict[str, Any]], M]) -> M:
-    """A module without weights, built by `make` from the folder's config; no random start is drawn for it."""
-    with no_init_weights(), torch.device("meta"):
-        return make(_config(folder))
-
-
-def _unet(config: dict[str, Any]) -> UNet2DConditionModel:
-    unet: UNet2DConditionModel = UNet2DConditionModel.from_config(config)
+def _unet(made_of: dict[str, Any]) -> UNet2DConditionModel:
+    unet: UNet2DConditionModel = UNet2DConditionModel.from_config(made_of)
     return unet
 
 
-def _vae(config: dict[str, Any]) -> AutoencoderKL:
-    vae: AutoencoderKL = AutoencoderKL.from_config(config)
+def _vae(made_of: dict[str, Any]) -> AutoencoderKL:
+    vae: AutoencoderKL = AutoencoderKL.from_config(made_of)
     return vae
 
 
 def _vae_dtype(folder: Path, dtype: torch.dtype) -> torch.dtype:
     """The original SDXL VAE overflows in fp16 and says so (`force_upcast`): it is kept in float32, never converted."""
-    overflows = dtype == torch.float16 and _config(folder).get("force_upcast", True)
+    overflows = dtype == torch.float16 and config(folder).get("force_upcast", True)
     return torch.float32 if overflows else dtype
 
 

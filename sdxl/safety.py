@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import CLIPImageProcessorPil
+from transformers import CLIPConfig, CLIPImageProcessorPil
 
 from errors import InputError, UnsafeContentError, WeightsError
+from sdxl.modules import blank, fill
+from sdxl.reading import read_tensors
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,22 @@ def load_safety(folder: Path, device: torch.device | str, dtype: torch.dtype) ->
     if not folder.is_dir():
         raise WeightsError(f"safety checker: there is no folder {folder.name!r}; fetch it first")
     try:
-        loaded: Any = StableDiffusionSafetyChecker.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, weights_only=True, output_loading_info=True
-        )
         processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        checker = blank(folder, lambda found: StableDiffusionSafetyChecker(CLIPConfig(**found)))
+        checker = fill(checker, _tensors(folder, torch.device(device), dtype), torch.device(device))
+    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         raise WeightsError(f"safety checker in {folder.name!r} cannot be read; fetch it again") from error
-    checker, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        lack = f"{len(missing)} weights, first {missing[0]!r}"
-        raise WeightsError(f"safety checker in {folder.name!r} lacks {lack}; fetch it again")
-    return Safety(checker.to(device).eval(), processor)
+    except WeightsError as error:
+        raise WeightsError(f"safety checker: {error}") from error
+    return Safety(checker, processor)
+
+
+def _tensors(folder: Path, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    if (folder / "model.safetensors").is_file():
+        yield from read_tensors(folder, device, dtype)
+        return
+    for name, tensor in torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True).items():
+        yield name, tensor.to(device, dtype)
 
 
 def required(safety: Safety | None) -> Safety:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
-import sdxl.models
+import sdxl.reading
 import weights
 from errors import InputError, WeightsError
 from sdxl.files import ModelFiles
@@ -69,14 +68,14 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The weight files as they are opened."""
     names: list[str] = []
     lock = threading.Lock()
-    real = safetensors.safe_open
+    real = sdxl.reading.entries
 
-    def counting(path: Path, *args: Any) -> Any:
+    def counting(path: Path) -> Any:
         with lock:
-            names.append(str(Path(path).relative_to(MINIATURE)))
-        return real(path, *args)
+            names.append(str(path.relative_to(MINIATURE)))
+        return real(path)
 
-    monkeypatch.setattr(sdxl.models, "safe_open", counting)
+    monkeypatch.setattr(sdxl.reading, "entries", counting)
     return names
 
 
@@ -91,6 +90,7 @@ def test_each_file_is_opened_once_and_none_twice_over(opened: list[str]) -> None
             f"base/text_encoder_2/{encoder}",
             "base/vae/diffusion_pytorch_model.safetensors",
             f"refiner/{unet}",
+            f"safety_checker/{encoder}",
         ]
     )
 

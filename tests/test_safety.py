@@ -129,7 +129,7 @@ def test_folders_that_are_no_checker(folder: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     whole = (folder / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WeightsError, match="cannot be read"):
+    with pytest.raises(WeightsError, match=r"safety checker: model.safetensors in .* is damaged"):
         load_safety(tmp_path, "cpu", torch.float32)
 
 
@@ -139,7 +139,7 @@ def test_a_checker_without_its_concepts_is_refused(folder: Path, tmp_path: Path)
     del tensors["concept_embeds"]
     checker.save_pretrained(tmp_path, state_dict=tensors)
     (tmp_path / "preprocessor_config.json").write_bytes((folder / "preprocessor_config.json").read_bytes())
-    with pytest.raises(WeightsError, match=r"lacks 1 weights, first 'concept_embeds'"):
+    with pytest.raises(WeightsError, match=r"1 weights of .* are missing, first 'concept_embeds'"):
         load_safety(tmp_path, "cpu", torch.float32)
 
 
