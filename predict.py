@@ -1,39 +1,16 @@
 """Cog's entry point for pictures. Cog reads the signature without running it: everything in it is a literal."""
 
-import gc
 import os
-import pathlib
-import time
-from dataclasses import fields
-from types import SimpleNamespace
-from typing import Any, Optional
+from typing import Optional
 
-import torch
 from cog import BaseRunner, Input, Path, Secret
-from PIL import Image
 
-from errors import InputError, reported
+from errors import reported
 from fetch.inputs import guard_downloads
-from fetch.sources import Tokens
 from limits import checked, stated
-from sdxl.canvas import make_canvas
-from sdxl.engine import Engines
-from sdxl.generate import generate, memory_named, plan
-from sdxl.models import load_models
-from sdxl.output import OutputFolders, finish_images
-from sdxl.picture import open_image
-from sdxl.placement import placement_from
-from sdxl.progress import Progress
-from sdxl.request import MicroConditioning, Prompts, Request, Sampling, choose_seeds, parse_micro
-from sdxl.safety import required
+from sdxl.stages import Stages
 from sdxl.workers import Workers, beside
-from tuning import FineTunes, wished
-from weights import cache_root, resolve
-
-# These stay out of the files
-UNSAID = {"image", "mask", "seed", "embed_parameters", "disable_safety_checker"}
-UNSAID |= {"replicate_weights", "lora_weights", "lora_scale", "lora_scales"}  # Tuning.said has them, without secrets
-UNSAID |= {"hf_api_token", "civitai_api_token", "replicate_api_token"}
+from weights import fetched
 
 
 class Predictor(BaseRunner):
@@ -42,19 +19,16 @@ class Predictor(BaseRunner):
     def setup(self, weights: Optional[Path] = None) -> None:
         """Load the model that SDXL_MODEL names; ready means that base and refiner are where they work. Cog hands over
         COG_WEIGHTS as `weights`, a plain string: a fine-tune for every request that names none."""
+        stages = Stages()
         with reported():
             guard_downloads(beside, allow_private=os.environ.get("SDXL_PRIVATE_INPUTS") == "1")
-            files = resolve(os.environ.get("SDXL_MODEL"))
-            placement, dtype = placement_from(os.environ)
-            engines = Engines.chosen(os.environ, placement, cache_root() / "compiled")
-            defer = os.environ.get("SDXL_DEFER_REFINER") == "1"
-            self.models = load_models(files, placement, dtype, defer_refiner=defer, engines=engines)
-            engines.prepare(self.models.base, None if defer else self.models.refiner)
-            self.writers = Workers(os.cpu_count() or 1, "writer")
-            self.outputs = OutputFolders(self.writers)
-            self.fine_tunes = FineTunes(self.models, str(weights or ""))
-            gc.collect()
-            gc.freeze()  # what is loaded stays: each later collection would walk 400,000 objects of it for nothing
+            coming = Workers(1, "download").submit(lambda: fetched(os.environ.get("SDXL_MODEL")))
+            with stages.timed("imports"):  # they take as long as the weights at 25 Gbit/s
+                from painter import Painter
+            with stages.timed("download"):
+                files = coming.result()
+            self.painter = Painter(files, str(weights or ""), stages)
+        print(f"Ready: {stages}")
 
     def run(
         self,
@@ -126,6 +100,8 @@ class Predictor(BaseRunner):
                 "K_EULER_ANCESTRAL",
                 "K_EULER",
                 "PNDM",
+                "LCM",
+                "TCD",
             ],
             default="K_EULER",
         ),
@@ -249,6 +225,11 @@ class Predictor(BaseRunner):
             choices=["none", "int8", "fp8"],
             default="none",
         ),
+        few_step: str = Input(
+            description="For weights that draw in 1 to 12 steps (LCM, SDXL-Lightning, Hyper-SD, TCD, SDXL-Turbo): sets scheduler, num_inference_steps and guidance_scale where they are left at their defaults. auto: if the weights are called so; off: never; a kind: for weights whose name does not tell.",
+            choices=["auto", "off", "lcm", "lightning", "hyper", "tcd", "turbo"],
+            default="auto",
+        ),
         clip_skip: Optional[int] = Input(
             description="Number of last text encoder layers to leave out, beyond the one that SDXL always leaves out.",
             ge=0,
@@ -310,81 +291,8 @@ class Predictor(BaseRunner):
         ),
     ) -> list[Path]:
         """Pictures of the prompt, one per seed; unsafe ones are left out."""
-        with reported(), torch.inference_mode():
-            return [Path(path) for path in self._draw(checked(LIMITS, locals()))]
-
-    def _draw(self, asked: SimpleNamespace) -> list[pathlib.Path]:
-        """A prediction, step by step: lay out, check, plan, tune, generate, check for safety, mark and write."""
-        canvas = make_canvas(
-            native=self.models.native,
-            image=_received("image", asked.image),
-            mask=_received("mask", asked.mask),
-            width=asked.width,
-            height=asked.height,
-            aspect_ratio=asked.aspect_ratio,
-            mask_blur=asked.mask_blur,
-            mask_padding=asked.mask_padding,
-        )
-        request = Request(
-            prompts=Prompts(**_named(Prompts, asked)),
-            canvas=canvas,
-            seeds=choose_seeds(asked.seed, asked.num_outputs),
-            sampling=Sampling(**_named(Sampling, asked)),
-            micro=MicroConditioning(**parse_micro(_named(MicroConditioning, asked))),
-        )
-        passes = plan(self.models, request)
-        safety = None if asked.disable_safety_checker else required(self.models.safety)
-        wishes = wished(asked)
-        print(f"Using seed: {', '.join(map(str, request.seeds))}")
-        started = time.perf_counter()
-        with memory_named("these weights", "ask for fewer or smaller ones"):
-            tuning = self.fine_tunes.use(
-                wishes, _tokens(asked), boot_scale=asked.lora_scale, token_pooling=asked.token_pooling
-            )
-        for line in tuning.lines(request.prompts, refined=asked.refine != "no_refiner"):
-            print(line)
-        self.record_metric("tune_seconds", round(time.perf_counter() - started, 4))
-        said = {name: value for name, value in vars(asked).items() if name not in UNSAID and value is not None}
-        steps = len(request.seeds) * sum(len(each.schedule.steps) for each in passes)
-        size = f"{canvas.width}x{canvas.height} pixels"
-        with memory_named(size, "ask for a smaller picture"), Progress(steps) as progress, progress.rest("write"):
-            images = generate(self.models, request, passes, progress, tuning.learned)
-            marks = ({**said, **tuning.said(), "seed": seed} for seed in request.seeds)
-            paths = finish_images(
-                zip(images, marks, strict=True),
-                self.outputs.fresh(),
-                self.writers,
-                safety=safety,
-                watermark=asked.apply_watermark,
-                output_format=asked.output_format,
-                quality=asked.output_quality,
-                embed_parameters=asked.embed_parameters,
-                watermark_only=canvas.blend,
-            )
-        for stage, seconds in progress.seconds.items():
-            self.record_metric(f"{stage}_seconds", round(seconds, 4))
-        return paths
+        with reported():
+            return [Path(path) for path in self.painter.draw(checked(LIMITS, locals()), self.record_metric)]
 
 
 LIMITS = stated(Predictor.run)
-
-
-def _named(kind: type, asked: SimpleNamespace) -> dict[str, Any]:
-    """The inputs that a dataclass has fields for."""
-    return {field.name: getattr(asked, field.name) for field in fields(kind)}
-
-
-def _tokens(asked: SimpleNamespace) -> Tokens:
-    """Who asks for weights; unwrapped here and nowhere else."""
-    given = (asked.hf_api_token, asked.civitai_api_token, asked.replicate_api_token)
-    huggingface, civitai, replicate = (secret.get_secret_value() if secret else None for secret in given)
-    return Tokens(huggingface=huggingface, civitai=civitai, replicate=replicate)
-
-
-def _received(name: str, path: Optional[Path]) -> Optional[Image.Image]:
-    """The picture that coglet has put into a file; a value that is no upload and no URL it passes on as a string."""
-    if path is None:
-        return None
-    if not isinstance(path, Path):
-        raise InputError(f"{name}: {str(path)[:80]!r} is no picture; send an http(s) URL or a data: URL.")
-    return open_image(path, name)

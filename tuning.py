@@ -15,11 +15,12 @@ import weights
 from errors import InputError
 from fetch.answers import Stop
 from fetch.sources import Tokens
+from sdxl.few_step import Recipe, chosen, named, of_model
 from sdxl.finetune.formats import FineTune, Reader
 from sdxl.finetune.slot import Slot
 from sdxl.finetune.tokens import LearnedTokens, PooledAt, combined
 from sdxl.models import Models
-from sdxl.request import Prompts
+from sdxl.request import Request
 from sdxl.workers import Workers
 
 MOST = 10  # fine-tunes in one request
@@ -47,17 +48,35 @@ class Used:
     tune: FineTune
     scale: float
     shown: str
+    main: bool
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """Of few-step weights; what counts nothing wants nothing."""
+        return (self.tune.recipe or named(self.shown)) if self.scale else None
+
+    def settled(self, few_step: str) -> "Used":
+        """At the scale that it works at. A full UNet as a model is used whole: the reference runtime knows no scale for
+        it. Few-step weights were distilled at 1, and lora_scale's default was made for subjects."""
+        distilled = few_step != "off" and self.scale == BOOT_SCALE and self.recipe is not None
+        return replace(self, scale=1.0) if self.main and (self.tune.whole or distilled) else self
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What is in the model, and the tokens that came with it."""
+    """What is in the model, the tokens that came with it, and the recipe if it draws in few steps."""
 
     used: Sequence[Used]
     learned: LearnedTokens | None
+    recipe: Recipe | None
 
-    def lines(self, prompts: Prompts, *, refined: bool) -> Iterator[str]:
+    def fitted(self, request: Request) -> Request:
+        """The request, with scheduler, steps and guidance as few-step weights want them, but for what it asks for."""
+        return replace(request, sampling=request.sampling.fitted(self.recipe))
+
+    def lines(self, request: Request) -> Iterator[str]:
         """What the logs should say of it."""
+        prompts, sampling = request.prompts, request.sampling
         for each in self.used:
             yield f"Using weights: {each.shown} at {each.scale:g}"
             if each.tune.left_out:
@@ -66,7 +85,9 @@ class Tuning:
             said = (prompts.prompt, prompts.negative_prompt, prompts.prompt_2, prompts.negative_prompt_2)
             words = ", ".join(self.learned.triggers)
             yield f"Learned words: {words}{'' if self.learned.named_in(*said) else '; no prompt says one of them'}"
-        if refined and any(each.tune.changes for each in self.used):
+        if self.recipe is not None:
+            yield f"{self.recipe.title}: {sampling.said()}"
+        if sampling.refine != "no_refiner" and any(each.tune.changes for each in self.used):
             yield "The refiner is a model of its own, without these weights; with refine=no_refiner they show most."
 
     def said(self) -> dict[str, object]:
@@ -93,34 +114,46 @@ def wished(asked: SimpleNamespace) -> list[Wish]:
 
 
 class FineTunes:
-    """The fine-tunes of one loaded model; `boot` is the source of those it was started with."""
+    """The fine-tunes of one loaded model, which `name` names; `boot` is the source of those it was started with."""
 
-    def __init__(self, models: Models, boot: str | None) -> None:
+    def __init__(self, models: Models, boot: str | None, name: str = "") -> None:
         self._reader = Reader.of(models.parts, models.placement.home(), models.base.dtype)
         self._slot = Slot(models.parts, models.text.clear)
         self._workers = Workers(THREADS, "fetch")
         self._stopper = Workers(1, "stop")  # setting an event takes locks, which a prediction must not
         self._recent: OrderedDict[tuple[str, str], FineTune] = OrderedDict()
         weights.fine_tune_store().sweep()
+        self._own = of_model(name, models.scheduler_config)
         self._boot: Used | None = None
         if boot:
             wish = Wish(boot, BOOT_SCALE, main=True)
             self._boot = _used(wish, *self._read(wish, _boot_tokens(), Stop(), local=True))
             self._remember(self._boot.tune)
-            self._slot.set([(self._boot.tune, self._boot.scale)])
+            at_start = self._boot.settled("auto")
+            self._slot.set([(at_start.tune, at_start.scale)])
 
-    def use(self, wishes: Sequence[Wish], tokens: Tokens, *, boot_scale: float, token_pooling: TokenPooling) -> Tuning:
+    def use(
+        self,
+        wishes: Sequence[Wish],
+        tokens: Tokens,
+        *,
+        boot_scale: float,
+        token_pooling: TokenPooling,
+        few_step: str = "auto",
+    ) -> Tuning:
         """Bring the model into the state that a request asks for: its wishes, on top of the weights that the model was
         started with unless one of them takes their place. Whole or not at all.
         """
         used = self._fetched(wishes, tokens)
         if self._boot is not None and not any(wish.main for wish in wishes):
-            used.insert(0, replace(self._boot, scale=_scale(self._boot.tune, boot_scale, main=True)))
+            used.insert(0, replace(self._boot, scale=boot_scale))
+        used = [each.settled(few_step) for each in used]
         self._slot.set([(each.tune, each.scale) for each in used])
         learned = combined([each.tune.learned for each in used if each.tune.learned])
         if learned is not None and token_pooling != "auto":
             learned = replace(learned, pooled_at=token_pooling)
-        return Tuning(used, learned)
+        own = None if any(each.main and each.tune.whole for each in used) else self._own
+        return Tuning(used, learned, chosen(few_step, [*(each.recipe for each in used), own]))
 
     def _fetched(self, wishes: Sequence[Wish], tokens: Tokens) -> list[Used]:
         """All of them, fetched at the same time; a cancel ends the downloads."""
@@ -152,12 +185,7 @@ class FineTunes:
 
 
 def _used(wish: Wish, tune: FineTune, shown: str) -> Used:
-    return Used(tune, _scale(tune, wish.scale, main=wish.main), shown)
-
-
-def _scale(tune: FineTune, scale: float, *, main: bool) -> float:
-    """A full UNet as a model is used whole: the reference runtime knows no scale for it."""
-    return 1.0 if main and tune.whole else scale
+    return Used(tune, wish.scale, shown, wish.main)
 
 
 def _boot_tokens() -> Tokens:

@@ -28,7 +28,7 @@ from urllib.parse import quote, urlsplit
 from errors import WeightsError
 from fetch import download, network
 from fetch.answers import Item, Manner, Stop, shown
-from fetch.disk import locked, safetensors_keys
+from fetch.disk import locked, read_ahead, safetensors_keys
 from fetch.obtain import obtain
 from fetch.sources import Tokens
 from fetch.store import GB, Store
@@ -41,6 +41,7 @@ SOURCES = CONFIGS / "sources.json"
 ACCEPTED = "use sdxl-1.0, miniature, a folder with base/ and refiner/, or a .safetensors file (path or URL)"
 HUB = "https://huggingface.co"
 LARGEST = 32 << 30  # bytes of a checkpoint given by URL; SDXL in fp32 has 14 GB
+PARTS = ("base", "refiner", "vae", "safety_checker")  # of sdxl-1.0
 PICKLE = "pytorch_model.bin"
 # What marks an SDXL base checkpoint: its UNet, CLIP-L and bigG, as diffusers' single-file loader knows them
 MARKS = (
@@ -50,22 +51,34 @@ MARKS = (
 )
 
 
-def resolve(model: str | None, *, manner: Manner | None = None) -> ModelFiles:
-    """The files of the model that SDXL_MODEL names; what is missing is downloaded."""
+def resolve(
+    model: str | None, *, parts: tuple[str, ...] = PARTS, manner: Manner | None = None, stop: Stop | None = None
+) -> ModelFiles:
+    """The files of the model that SDXL_MODEL names; what is missing is downloaded, of sdxl-1.0 these parts alone."""
     name = (model or "sdxl-1.0").strip()
     manner = manner or Manner()
     if name == "sdxl-1.0":
-        return ModelFiles(**_hub(("base", "refiner", "vae", "safety_checker"), manner))
+        return ModelFiles(**_hub(parts, manner, stop))
     if name == "miniature":
         return _folder(MINIATURE)
     if urlsplit(name).scheme in ("http", "https"):
-        return _single(_from_url(name, manner), manner)
+        return _single(_from_url(name, manner, stop), parts, manner, stop)
     path = Path(name).expanduser()
     if path.is_dir():
         return _folder(path)
     if path.suffix == ".safetensors" and path.is_file():
-        return _single(path, manner)
+        return _single(path, parts, manner, stop)
     raise WeightsError(f"SDXL_MODEL={name!r} is neither a known model nor an existing path; {ACCEPTED}")
+
+
+def fetched(model: str | None) -> ModelFiles:
+    """`resolve`, and the disk told to read the weights into memory while others are busy."""
+    files = resolve(model)
+    refiner = files.refiner / "unet" if files.refiner and os.environ.get("SDXL_DEFER_REFINER") != "1" else None
+    for path in (files.base, refiner, files.vae, files.safety_checker):
+        if path is not None:
+            read_ahead(path)
+    return files
 
 
 def local_folder(model: str | None) -> Path | None:
@@ -74,14 +87,14 @@ def local_folder(model: str | None) -> Path | None:
     return path if path.is_dir() else None
 
 
-def helper(model: str | None, part: str, *, manner: Manner | None = None) -> Path:
+def helper(model: str | None, part: str, *, manner: Manner | None = None, stop: Stop | None = None) -> Path:
     """The folder of a model that prepares pictures for a training: "captioner" (BLIP), "segmenter" (CLIPSeg) or
     "upscaler" (Swin2SR). The miniature has its own, a folder may; all others use the public ones.
     """
     folder = local_folder(model)
     if folder is not None and (folder / part / "config.json").is_file():
         return folder / part
-    return _hub((part,), manner or Manner())[part]
+    return _hub((part,), manner or Manner(), stop)[part]
 
 
 @contextmanager
@@ -183,7 +196,7 @@ def _with_weights(
     return folder
 
 
-def _single(path: Path, manner: Manner) -> ModelFiles:
+def _single(path: Path, parts: tuple[str, ...], manner: Manner, stop: Stop | None) -> ModelFiles:
     """One checkpoint file, with the fp16-safe VAE and the safety checker of sdxl-1.0.
 
     The refiner is sdxl-1.0's where that is complete in the cache: such checkpoints rarely want it, and 4.5 GB
@@ -191,8 +204,8 @@ def _single(path: Path, manner: Manner) -> ModelFiles:
     """
     require_base_checkpoint(path)
     if not offline():
-        _hub(("vae", "safety_checker"), manner)
-    extras = {part: _cached(part) for part in ("refiner", "vae", "safety_checker")}
+        _hub(tuple(part for part in ("vae", "safety_checker") if part in parts), manner, stop)
+    extras = {part: _cached(part) for part in ("refiner", "vae", "safety_checker") if part in parts}
     return ModelFiles(base=path, config=CONFIGS / "base", **extras)
 
 
@@ -206,7 +219,7 @@ def require_base_checkpoint(path: Path) -> None:
         )
 
 
-def _from_url(url: str, manner: Manner) -> Path:
+def _from_url(url: str, manner: Manner, stop: Stop | None) -> Path:
     """The checkpoint at a URL, kept under the URL's digest: another URL is another file."""
     folder = cache_root() / "url" / hashlib.sha256(url.encode()).hexdigest()[:32]
     path = folder / "model.safetensors"
@@ -215,7 +228,7 @@ def _from_url(url: str, manner: Manner) -> Path:
     _require_online(path)
     with locked(folder / ".lock"):
         get = network.getter(allow_private=False, timeout=(10, manner.patience.window))
-        download.fetch([Item(url, path)], get, label="checkpoint", manner=replace(manner, limit=LARGEST))
+        download.fetch([Item(url, path)], get, label="checkpoint", manner=replace(manner, limit=LARGEST), stop=stop)
         try:
             require_base_checkpoint(path)
         except WeightsError as error:
@@ -224,7 +237,7 @@ def _from_url(url: str, manner: Manner) -> Path:
     return path
 
 
-def _hub(parts: tuple[str, ...], manner: Manner) -> dict[str, Path]:
+def _hub(parts: tuple[str, ...], manner: Manner, stop: Stop | None) -> dict[str, Path]:
     """Parts of sdxl-1.0, whole in the cache."""
     missing = sorted(_cache_folder(part) for part in parts if not _cached(part))
     if missing:
@@ -237,7 +250,7 @@ def _hub(parts: tuple[str, ...], manner: Manner) -> dict[str, Path]:
             for folder in missing:  # in one order for all processes, so that none waits for another in a ring
                 locks.enter_context(locked(folder / ".lock"))
             items = [item for part in parts for item in _items(part)]
-            download.fetch(items, get, label=" ".join(parts), manner=manner)
+            download.fetch(items, get, label=" ".join(parts), manner=manner, stop=stop)
             for folder in missing:
                 if (folder / PICKLE).is_file():
                     _convert(folder)

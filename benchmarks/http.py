@@ -39,7 +39,7 @@ ASKED: dict[str, Any] = {
 def rows(effort: Effort) -> list[Row]:
     """The smallest prediction that there is, asked for in turn."""
     predictor = started()
-    asked = ASKED | {"disable_safety_checker": predictor.models.safety is None}
+    asked = ASKED | {"disable_safety_checker": predictor.painter.models.safety is None}
     own: list[float] = []
     with quiet(), server() as url:
         inside, over = interleave(

@@ -26,7 +26,7 @@ def rows(effort: Effort) -> list[Row]:
     """One picture and four, each time of another prompt, so that nothing is remembered."""
     predictor = started()
     with TemporaryDirectory() as folder, quiet():
-        reference = Reference(predictor.models, Path(folder))
+        reference = Reference(predictor.painter.models, Path(folder))
         return [_row(predictor, reference, number, effort) for number in (1, 4)]
 
 
@@ -34,7 +34,7 @@ def _row(predictor: Predictor, reference: "Reference", pictures: int, effort: Ef
     fresh = count()
     steps = effort.picture_steps
 
-    unchecked = predictor.models.safety is None
+    unchecked = predictor.painter.models.safety is None
 
     def asked() -> dict[str, Any]:
         prompt = f"a red circle on a blue background, number {next(fresh)} of {pictures}"
@@ -45,7 +45,7 @@ def _row(predictor: Predictor, reference: "Reference", pictures: int, effort: Ef
         lambda: predict(predictor, disable_safety_checker=unchecked, **asked()),
         effort.rounds,
     )
-    side = predictor.models.native
+    side = predictor.painter.models.native
     name = f"{pictures} picture{'s' if pictures > 1 else ''}, {side}x{side}, {steps} steps"
     return timing_row(GROUP, name, a.cpu, b.cpu, most_ratio=1)
 

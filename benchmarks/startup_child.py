@@ -23,10 +23,10 @@ Load = Callable[[Path, str], list[Any]]
 
 
 def ours() -> Load:
-    """This package: everything that predict.py imports, and what its setup() does."""
+    """This package: everything that setup() imports and does."""
     import torch
 
-    importlib.import_module("predict")
+    importlib.import_module("painter")
     from sdxl.models import load_models
     from sdxl.placement import Placement
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sdxl.engine import Call
-from sdxl.schedulers import Level, Schedule, Step
+from sdxl.schedule import Level, Schedule, Step
 
 Draw = Callable[[], Tensor]
 

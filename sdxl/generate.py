@@ -20,7 +20,8 @@ from sdxl.finetune.tokens import LearnedTokens
 from sdxl.models import Models, config_of
 from sdxl.progress import Progress
 from sdxl.request import Request
-from sdxl.schedulers import Schedule, Step, make_schedule
+from sdxl.schedule import Schedule, Step
+from sdxl.schedulers import make_schedule
 from sdxl.text import PromptEmbeds
 
 Steps = Sequence[Sequence[Step]]
@@ -44,7 +45,7 @@ def plan(models: Models, request: Request) -> list[Pass]:
     require(sampling.quantization, models.placement)
     if sampling.cache_interval > 1 or sampling.quantization != "none":
         _require_own_arithmetic(models)
-    make = partial(make_schedule, sampling.scheduler, models.scheduler_config)
+    make = partial(make_schedule, sampling.scheduler, models.scheduler_config, first_timestep=sampling.first_timestep)
     begin = 0 if request.canvas.image is None else sampling.begin()
     schedule = make(sampling.num_inference_steps, begin)
     fraction = sampling.high_noise_frac if sampling.refine == "expert_ensemble_refiner" else 1.0

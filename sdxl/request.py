@@ -4,12 +4,15 @@ import math
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from errors import InputError
+from sdxl import few_step
 from sdxl.canvas import Canvas
 from sdxl.eight_bit import QUANTIZATIONS
+from sdxl.few_step import Recipe
+from sdxl.schedule import LAST_TIMESTEP
 from sdxl.schedulers import SCHEDULERS
 
 MAX_SEED = 2**63 - 1  # what a seed can be in JSON clients and in torch alike
@@ -23,6 +26,9 @@ SHARES = (
     "refine_strength",
 )
 REFINE = ("no_refiner", "expert_ensemble_refiner", "base_image_refiner")
+
+# What a recipe sets, where it has the value of the signature, so that nobody has asked for another
+DEFAULTS = {"scheduler": "K_EULER", "num_inference_steps": 50, "guidance_scale": 7.5}
 
 Pair = tuple[int, int]
 
@@ -71,6 +77,8 @@ class Sampling:
     guidance_end: float = 1.0
     cache_interval: int = 1  # calls of a UNet per one of its deep layers
     quantization: str = "none"
+    few_step: str = "auto"
+    first_timestep: int | None = None  # where the steps begin, evenly; None: as the checkpoint's config says
 
     def __post_init__(self) -> None:
         _one_of("scheduler", self.scheduler, tuple(SCHEDULERS))
@@ -79,6 +87,12 @@ class Sampling:
         _between("guidance_scale", self.guidance_scale, 0, 50)
         _one_of("quantization", self.quantization, QUANTIZATIONS)
         _between("cache_interval", self.cache_interval, 1, 10)
+        _one_of("few_step", self.few_step, few_step.CHOICES)
+        if self.few_step in few_step.KINDS and self.refine != "no_refiner":
+            raise InputError(
+                f"refine={self.refine!r} does not go with few-step weights ({self.few_step}): the refiner needs many "
+                "steps; choose refine=no_refiner, or few_step=off."
+            )
         for name in SHARES:
             _between(name, getattr(self, name), 0, 1)
         if self.guidance_start > self.guidance_end:
@@ -89,6 +103,19 @@ class Sampling:
             _between("refine_steps", self.refine_steps, 1, 500)
         if self.refine == "base_image_refiner":
             self.second_pass()
+
+    def fitted(self, recipe: Recipe | None) -> "Sampling":
+        """As few-step weights want it, but for what was asked for."""
+        if recipe is None:
+            return self
+        left = {name: getattr(recipe, name) for name, value in DEFAULTS.items() if getattr(self, name) == value}
+        return replace(self, few_step=recipe.kind, first_timestep=recipe.first_timestep, **left)
+
+    def said(self) -> str:
+        """For the logs."""
+        spaced = {None: "", LAST_TIMESTEP: " trailing"}.get(self.first_timestep, f" from {self.first_timestep}")
+        steps = f"{self.num_inference_steps} step{'s' if self.num_inference_steps > 1 else ''}"
+        return f"{steps}, {self.scheduler}{spaced}, guidance {self.guidance_scale:g}"
 
     def begin(self) -> int:
         """How many steps image-to-image leaves out: prompt_strength 1 none, 0 all, above 0 never all."""

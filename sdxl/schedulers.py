@@ -1,10 +1,10 @@
 """The nine samplers as tables of plain numbers.
 
 Every sampler that SDXL is used with is linear: what follows a UNet call is a weighted sum of the last states, the
-last noise predictions and, for some, fresh noise. So a schedule is computed once, on the CPU, as a
-list of `Step`s whose weights are Python floats, and one loop (`sdxl.denoise`) serves all of them: no device sync,
-no scheduler object to share or to leave altered for the next request, and a hand-over from base to refiner is a
-change of UNet in the middle of one table, at the right timestep, scale and history by construction.
+last noise predictions and, for some, fresh noise. So a schedule is computed once, on the CPU, as a list of `Step`s
+whose weights are Python floats, and one loop (`sdxl.denoise`) serves all of them: no device sync, no scheduler object
+to share or to leave altered for the next request, and a hand-over from base to refiner is a change of UNet in the
+middle of one table, at the right timestep, scale and history by construction.
 
 The timesteps and sigmas are diffusers' own (`set_timesteps`), built from the checkpoint's scheduler config every
 time; only the update rules are written out here, each beside the paper it comes from.
@@ -28,56 +28,11 @@ from diffusers import (
     TCDScheduler,
 )
 
-NUM_TRAIN_TIMESTEPS = 1000
-LAST_TIMESTEP = NUM_TRAIN_TIMESTEPS - 1
+from sdxl.schedule import NUM_TRAIN_TIMESTEPS, Level, Schedule, Step, Steps
+
 DISTILLED_STEPS = 50  # among the timesteps of so many steps a consistency model was distilled
+BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
 TCD_GAMMA = 0.3  # 0: no fresh noise, 1: nothing else; eta in diffusers
-
-
-@dataclass(frozen=True)
-class Level:
-    """A noise level: a state at this level is `signal * clean latents + noise * standard normal noise`."""
-
-    signal: float
-    noise: float
-
-
-@dataclass(frozen=True)
-class Step:
-    """One UNet call and the update after it.
-
-    next state = sum(latents[k] * k-th newest state) + sum(noise_preds[k] * k-th newest prediction)
-               + fresh_noise * standard normal noise
-    """
-
-    timestep: float  # what the UNet is told, 0..999
-    input_scale: float  # the UNet reads state * input_scale, which has unit variance
-    latents: tuple[float, ...]
-    noise_preds: tuple[float, ...]
-    after: Level  # of the next state
-    fresh_noise: float | None = None  # None: nothing is drawn
-
-
-Steps = list[tuple[Step, ...]]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A sampler's whole course from `start` to clean latents.
-
-    `steps[k]` are the UNet calls of the k-th denoising step (two for most of Heun's and for PNDM's first).
-    `timesteps[k]` is where step k starts. Pure noise is scaled by `init_noise_sigma`; a picture is noised to `start`.
-    """
-
-    steps: tuple[tuple[Step, ...], ...]
-    timesteps: tuple[float, ...]
-    start: Level
-    init_noise_sigma: float
-
-    def handover(self, fraction: float) -> int:
-        """How many of the steps lie in the first `fraction` (0..1) of the noise range: the base model's share."""
-        cutoff = round(NUM_TRAIN_TIMESTEPS - fraction * NUM_TRAIN_TIMESTEPS)
-        return sum(timestep >= cutoff for timestep in self.timesteps)
 
 
 def _sigma_level(sigma: float) -> Level:
@@ -229,12 +184,13 @@ def _dpm_solver(scheduler: Any, begin: int) -> Steps:
 
 
 def _lcm(scheduler: Any, begin: int) -> Steps:
-    """Multistep consistency sampling: Algorithm 3 of arXiv 2310.04378, with the boundary condition of its formula (9).
+    """Multistep sampling of a latent consistency model, arXiv 2310.04378.
 
-    Each step is a guess of the clean latents, then fresh noise up to the next level; after the last one nothing."""
+    Each step is a guess of the clean latents, then fresh noise up to the next level; after the last one nothing.
+    """
     timesteps, alphas = scheduler.timesteps.tolist()[begin:], scheduler.alphas_cumprod.tolist()
     steps: Steps = []
-    for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=True):
+    for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=False):
         now = _alpha_level(alphas[timestep])
         after = Level(1.0, 0.0) if following is None else _alpha_level(alphas[following])
         skip, out = scheduler.get_scalings_for_boundary_condition_discrete(timestep)
@@ -245,12 +201,13 @@ def _lcm(scheduler: Any, begin: int) -> Steps:
 
 
 def _tcd(scheduler: Any, begin: int) -> Steps:
-    """Strategic stochastic sampling of trajectory consistency: Algorithm 4 of arXiv 2402.19159.
+    """Strategic stochastic sampling of a trajectory consistency model, arXiv 2402.19159.
 
-    Each step goes along the trajectory below the next level, then up to it by fresh noise."""
+    Each step goes along the trajectory to below the next level, then up to it by fresh noise.
+    """
     timesteps, alphas = scheduler.timesteps.tolist()[begin:], scheduler.alphas_cumprod.tolist()
     steps: Steps = []
-    for timestep, following in zip(timesteps, [*timesteps[1:], 0], strict=True):
+    for timestep, following in zip(timesteps, [*timesteps[1:], 0], strict=False):
         now, after = _alpha_level(alphas[timestep]), _alpha_level(alphas[following])
         below = _alpha_level(alphas[math.floor((1 - TCD_GAMMA) * following)])
         keep, up = after.signal / now.signal, after.signal / below.signal
@@ -285,6 +242,12 @@ def _configured(scheduler: Any, count: int, first: int | None) -> None:
     scheduler.set_timesteps(count)
 
 
+def _with_betas(kind: Callable[..., Any], config: Mapping[str, Any], **_: Any) -> Any:
+    """A scheduler that takes nothing from the config but the noise of each timestep: it warns of all that it does not
+    know, and its distillation knew no other settings."""
+    return kind(**{name: config[name] for name in BETAS if name in config}, original_inference_steps=DISTILLED_STEPS)
+
+
 def _distilled(scheduler: Any, count: int, first: int | None) -> None:
     """Among those of the distillation, or among all if they are more; or evenly down from `first`."""
     scheduler.set_timesteps(count, original_inference_steps=None if count <= DISTILLED_STEPS else NUM_TRAIN_TIMESTEPS)
@@ -303,9 +266,6 @@ class _Sampler:
 # Every flag that one name sets is set for all that know it: nothing is inherited from an earlier request.
 _DPM = partial(DPMSolverMultistepScheduler.from_config, use_karras_sigmas=False)
 _KARRAS = partial(DPMSolverMultistepScheduler.from_config, use_karras_sigmas=True)
-_CONSISTENCY = {"original_inference_steps": DISTILLED_STEPS, "clip_sample": False, "thresholding": False}
-_LCM = partial(LCMScheduler.from_config, **_CONSISTENCY)
-_TCD = partial(TCDScheduler.from_config, **_CONSISTENCY)
 SCHEDULERS: dict[str, _Sampler] = {
     "DDIM": _Sampler(partial(DDIMScheduler.from_config, clip_sample=False), _ddim, _alpha_start),
     "DPMSolverMultistep": _Sampler(_DPM, _dpm_solver, _dpm_start),
@@ -314,8 +274,8 @@ SCHEDULERS: dict[str, _Sampler] = {
     "K_EULER_ANCESTRAL": _Sampler(EulerAncestralDiscreteScheduler.from_config, _euler_ancestral, _sigma_start),
     "K_EULER": _Sampler(partial(EulerDiscreteScheduler.from_config, use_karras_sigmas=False), _euler, _sigma_start),
     "PNDM": _Sampler(partial(PNDMScheduler.from_config, skip_prk_steps=True), _pndm, _alpha_start),
-    "LCM": _Sampler(_LCM, _lcm, _alpha_start, _distilled),
-    "TCD": _Sampler(_TCD, _tcd, _alpha_start, _distilled),
+    "LCM": _Sampler(partial(_with_betas, LCMScheduler), _lcm, _alpha_start, _distilled),
+    "TCD": _Sampler(partial(_with_betas, TCDScheduler), _tcd, _alpha_start, _distilled),
 }
 
 

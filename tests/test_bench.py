@@ -33,7 +33,7 @@ def test_the_loop_never_waits_for_the_device_and_gives_it_less_to_do() -> None:
     waits = {name: rows[f"waits for the device, {name}"] for name in SCHEDULERS}
     assert {name: row.b for name, row in waits.items()} == dict.fromkeys(SCHEDULERS, 0)
     others = dict.fromkeys(SCHEDULERS, 0)
-    assert {name: row.a for name, row in waits.items()} == others | {"DDIM": 6, "PNDM": 3}
+    assert {name: row.a for name, row in waits.items()} == others | {"DDIM": 6, "PNDM": 3, "LCM": 3, "TCD": 4}
     for name in SCHEDULERS:
         assert rows[f"device operations, {name}"].met
     assert rows["samplers whose loop fails on the meta device"].b == 0
@@ -62,11 +62,13 @@ def test_files_hold_the_pixels_of_the_reference() -> None:
 def test_a_lora_costs_nothing_per_step_and_little_to_change() -> None:
     rows = measured("finetunes")
     name = "device operations per UNet call"
-    bare = rows[f"{name}, no LoRA"].b
+    bare, theirs = rows[f"{name}, no LoRA"].b, rows[f"{name}, no LoRA"].a
+    assert theirs is not None
+    assert bare < theirs
     for what, count in (("a LoRA", 1), ("three LoRAs", 3), ("a LoRA and its tokens in the prompt, miniature", 1)):
         row = rows[f"{name}, {what}"]
         assert row.b == bare
-        assert row.a == bare + count * 4 * 80, "two products, a scaling and a sum in each of 80 layers"
+        assert row.a == theirs + count * 4 * 80, "two products, a scaling and a sum in each of 80 layers"
     traffic = rows["swap, memory traffic over reading and writing the weights once"].b
     assert 1 < traffic < 1.1
     assert rows["text encoders, forward passes, the same prompt with LoRA 1, 2, 1"].b == 0
@@ -103,6 +105,15 @@ def test_what_anyone_holds_is_memory() -> None:
         assert live.bytes == 4000, "a view holds all of it"
         del held
     assert live.bytes == 0
+
+
+def test_engines_differ_in_cost_alone() -> None:
+    rows = measured("engine")
+    exact = [row for name, row in rows.items() if name.startswith("pixels that differ")]
+    assert len(exact) == 2
+    assert all(row.b == 0 for row in exact)
+    for name in ("guidance_end 0.5", "cache_interval 2", "int8"):
+        assert rows[f"likeness, {name}"].b > 15
 
 
 @pytest.mark.parametrize("group", ["loop", "pictures"])

@@ -11,6 +11,7 @@ import pytest
 
 from predict import Predictor
 from sdxl.eight_bit import QUANTIZATIONS
+from sdxl.few_step import CHOICES
 from sdxl.finetune.tokens import PooledAt
 from sdxl.output import FORMATS
 from sdxl.request import REFINE
@@ -22,7 +23,8 @@ from trainer.optimizers import OPTIMIZERS, SCHEDULES
 
 # Who may import whom of ours; everyone may import errors and its own folder.
 MAY_IMPORT = {
-    "predict": {"sdxl", "weights", "fetch", "limits", "tuning"},
+    "predict": {"painter", "sdxl", "weights", "fetch", "limits"},
+    "painter": {"sdxl", "weights", "fetch", "tuning"},
     "train": {"preprocess", "trainer", "sdxl", "weights", "fetch", "limits"},
     "trainer": {"sdxl", "preprocess"},
     "preprocess": {"sdxl", "fetch"},
@@ -34,7 +36,7 @@ MAY_IMPORT = {
     "sdxl": set(),
     "local": set(),
     "miniature": set(),
-    "benchmarks": {"predict", "weights", "sdxl", "local", "fetch", "trainer", "preprocess", "tests"},
+    "benchmarks": {"predict", "miniature", "weights", "sdxl", "local", "fetch", "trainer", "preprocess", "tests"},
 }
 OURS = set(MAY_IMPORT) | {"tests"}
 LONG = {"predict.py:run", "train.py:train"}  # the signatures that Cog reads
@@ -111,6 +113,7 @@ def test_every_input_is_literal(file: str) -> None:
         ("output_format", list(FORMATS)),
         ("token_pooling", ["auto", *get_args(PooledAt)]),
         ("quantization", list(QUANTIZATIONS)),
+        ("few_step", list(CHOICES)),
     ],
 )
 def test_choices_are_what_the_code_knows(name: str, choices: list[str]) -> None:

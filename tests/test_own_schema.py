@@ -100,7 +100,7 @@ def test_every_input_but_the_pictures_may_be_left_out(mode: Mode, components: Js
 def test_choices_are_the_only_further_components(components: Json) -> None:
     fixed = {"PredictionRequest", "PredictionResponse", "TrainingRequest", "TrainingResponse", "Status"}
     fixed |= {"Input", "Output", "TrainingInput", "TrainingOutput", "HTTPValidationError", "ValidationError"}
-    choices = {"aspect_ratio", "scheduler", "refine", "output_format", "token_pooling", "quantization"}
+    choices = {"aspect_ratio", "scheduler", "refine", "output_format", "token_pooling", "quantization", "few_step"}
     choices |= {"lr_scheduler", "input_images_filetype", "optimizer"}
     properties = components["Input"]["properties"] | components["TrainingInput"]["properties"]
     chosen = {name for name, one in properties.items() if "allOf" in one}

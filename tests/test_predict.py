@@ -99,7 +99,7 @@ def test_whole_numbers_may_come_as_floats(predictor: Predictor) -> None:
 )
 def test_limits_hold_without_a_schema(asked: dict[str, Any], message: str, predictor: Predictor) -> None:
     """coglet checks nothing where it finds no .cog/openapi_schema.json."""
-    before = predictor.outputs.fresh()
+    before = predictor.painter.outputs.fresh()
     with pytest.raises(InputError) as refusal:
         predict(predictor, **asked)
     assert message in str(refusal.value)
@@ -157,7 +157,7 @@ def test_only_unsafe_pictures_are_withheld(predictor: Predictor) -> None:
 
 def test_some_unsafe_pictures_leave_the_rest(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two of three are shown the checker as what they are; for one, a forbidden sign takes their place."""
-    safety = predictor.models.safety
+    safety = predictor.painter.models.safety
     assert safety is not None
     (sign,) = predict(
         predictor,
@@ -195,7 +195,7 @@ def test_running_out_of_memory_is_said_in_one_sentence(predictor: Predictor) -> 
     def hook(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    handle = predictor.models.base.time_embedding.register_forward_pre_hook(hook)
+    handle = predictor.painter.models.base.time_embedding.register_forward_pre_hook(hook)
     try:
         with pytest.raises(InputError, match="128x128 pixels need more memory than this GPU has free"):
             predict(predictor)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdxl.denoise import Expert, Guidance, denoise, split
-from sdxl.schedulers import NUM_TRAIN_TIMESTEPS, SCHEDULERS, Schedule, Step, make_schedule
+from sdxl.schedule import LAST_TIMESTEP, NUM_TRAIN_TIMESTEPS, Schedule, Step
+from sdxl.schedulers import SCHEDULERS, make_schedule
 
 NAMES = list(SCHEDULERS)
 STEPS = [1, 2, 3, 7, 20, 50]
@@ -42,6 +43,30 @@ class Gaussian(torch.nn.Module):
         return (sample * math.sqrt(1 - alpha) / (alpha * 0.25 + 1 - alpha),)
 
 
+class Distilled(torch.nn.Module):
+    """For the same data a perfect few-step model: the noise that leads, in one step, to where the exact trajectory is
+    at the level where the sampler lands. `lands` is its alpha, by timestep; clean latents have 1."""
+
+    def __init__(self, alphas_cumprod: Tensor, lands: dict[float, float]) -> None:
+        super().__init__()
+        self.alphas_cumprod, self.lands = alphas_cumprod, lands
+
+    def forward(self, sample: Tensor, timestep: Tensor, **_: Any) -> tuple[Tensor]:
+        alpha, below = float(self.alphas_cumprod[int(timestep)]), self.lands[float(timestep)]
+        along = math.sqrt((below * 0.25 + 1 - below) / (alpha * 0.25 + 1 - alpha))
+        ratio = math.sqrt(below / alpha)
+        return (sample * (along - ratio) / (math.sqrt(1 - below) - ratio * math.sqrt(1 - alpha)),)
+
+
+def exact(name: str, schedule: Schedule, alphas_cumprod: Tensor) -> torch.nn.Module:
+    """The model with which a sampler makes no error."""
+    if name not in ("LCM", "TCD"):
+        return Gaussian(alphas_cumprod)
+    followed = [*schedule.timesteps[1:], 0]
+    below = [1.0 if name == "LCM" else float(alphas_cumprod[math.floor(0.7 * t)]) for t in followed]
+    return Distilled(alphas_cumprod, dict(zip(schedule.timesteps, below, strict=True)))
+
+
 def noise(seed: int = 2, shape: tuple[int, ...] = (1, 4, 5, 5)) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -68,7 +93,7 @@ def run(schedule: Schedule, latents: Tensor, model: torch.nn.Module, cut: float 
 def reference(scheduler: Any, timesteps: Tensor, latents: Tensor, model: torch.nn.Module, name: str) -> Tensor:
     """The loop of diffusers' pipelines."""
     generator = torch.Generator().manual_seed(5)
-    extra = {"generator": generator} if name == "K_EULER_ANCESTRAL" else {}
+    extra = {"generator": generator} if name in ("K_EULER_ANCESTRAL", "LCM", "TCD") else {}
     for t in timesteps:
         (noise_pred,) = model(scheduler.scale_model_input(latents, t), t)
         (latents, *_) = scheduler.step(noise_pred, t, latents, **extra, return_dict=False)
@@ -89,6 +114,8 @@ def relative(a: Tensor, b: Tensor) -> float:
         ("K_EULER_ANCESTRAL", diffusers.EulerAncestralDiscreteScheduler, None),
         ("K_EULER", diffusers.EulerDiscreteScheduler, False),
         ("PNDM", diffusers.PNDMScheduler, None),
+        ("LCM", diffusers.LCMScheduler, None),
+        ("TCD", diffusers.TCDScheduler, None),
     ],
 )
 def test_names_mean_what_they_mean_in_the_reference(
@@ -174,8 +201,8 @@ def test_a_handover_changes_nothing_but_the_model(
 def test_the_level_of_every_state_is_what_the_table_says(name: str, scheduler_config: dict[str, Any]) -> None:
     """With the exact predictor the spread of each state is known; inpainting blends at these levels."""
     scheduler = SCHEDULERS[name].scheduler(scheduler_config)
-    model = Gaussian(scheduler.alphas_cumprod)
     schedule = make_schedule(name, scheduler_config, 100, 20)
+    model = exact(name, schedule, scheduler.alphas_cumprod)
     clean, fresh = noise(7, (1, 4, 64, 64)) * 0.5, noise(8, (1, 4, 64, 64))
     generator = torch.Generator().manual_seed(5)
     states = denoise(
@@ -188,6 +215,65 @@ def test_the_level_of_every_state_is_what_the_table_says(name: str, scheduler_co
     for step, state in zip(schedule.steps, states, strict=True):
         level = step[-1].after
         assert state.std().item() == pytest.approx(math.hypot(0.5 * level.signal, level.noise), rel=0.05)
+
+
+TRAILING = {"timestep_spacing": "trailing"}
+
+
+@pytest.mark.parametrize("name", ["DDIM", "K_EULER_ANCESTRAL", "K_EULER"])
+@pytest.mark.parametrize(("steps", "begin"), [(1, 0), (2, 0), (2, 1), (4, 0), (4, 1), (8, 3), (12, 0)])
+def test_trailing_steps_equal_diffusers(name: str, steps: int, begin: int, scheduler_config: dict[str, Any]) -> None:
+    """As Lightning, Turbo and Hyper-SD want them: from the very noise of the last timestep on."""
+    scheduler = SCHEDULERS[name].scheduler(scheduler_config | TRAILING)
+    scheduler.set_timesteps(steps)
+    timesteps = scheduler.timesteps[begin:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    schedule = make_schedule(name, scheduler_config, steps, begin, LAST_TIMESTEP)
+    assert schedule.timesteps == tuple(timesteps.tolist())
+    assert begin or schedule.timesteps[0] == LAST_TIMESTEP
+    start = scheduler.add_noise(noise(7), noise(), timesteps[:1]) if begin else noise() * scheduler.init_noise_sigma
+    ours = noise(7) * schedule.start.signal + noise() * schedule.start.noise if begin else start
+    assert begin or schedule.init_noise_sigma == pytest.approx(float(scheduler.init_noise_sigma))
+    assert relative(run(schedule, ours, Field()), reference(scheduler, timesteps, start, Field(), name)) < 2e-6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_sampler_can_start_at_the_last_timestep(name: str, scheduler_config: dict[str, Any]) -> None:
+    schedule = make_schedule(name, scheduler_config, 10, 0, LAST_TIMESTEP)
+    assert schedule.timesteps[0] == LAST_TIMESTEP
+    assert schedule == make_schedule(name, scheduler_config | TRAILING, 10, 0, LAST_TIMESTEP)
+
+
+@pytest.mark.parametrize("kind", [diffusers.LCMScheduler, diffusers.TCDScheduler])
+@pytest.mark.parametrize(("first", "timesteps"), [(999, [999, 749, 499, 249]), (800, [800]), (800, [800, 400])])
+def test_distilled_timesteps_equal_diffusers(
+    kind: Any, first: int, timesteps: list[int], scheduler_config: dict[str, Any]
+) -> None:
+    """DMD2 was distilled at the first of these, the UNet of Hyper-SD in one step at the second."""
+    name = kind.__name__.removesuffix("Scheduler")
+    scheduler = SCHEDULERS[name].scheduler(scheduler_config)
+    scheduler.set_timesteps(timesteps=timesteps)
+    schedule = make_schedule(name, scheduler_config, len(timesteps), 0, first)
+    assert schedule.timesteps == pytest.approx(timesteps, abs=1)
+    scheduler.timesteps = torch.tensor([int(timestep) for timestep in schedule.timesteps])
+    expected = reference(scheduler, scheduler.timesteps, noise(), Field(), name)
+    assert relative(run(schedule, noise(), Field()), expected) < 2e-6
+
+
+@pytest.mark.parametrize("name", ["LCM", "TCD"])
+def test_distilled_samplers_take_any_number_of_steps(
+    name: str, scheduler_config: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Up to 50 are among those of the distillation, and more are spread over all timesteps, with no word about it."""
+    among = set(make_schedule(name, scheduler_config, 50).timesteps)
+    for steps in (1, 4, 8, 50):
+        assert set(make_schedule(name, scheduler_config, steps).timesteps) <= among
+    assert make_schedule(name, scheduler_config, 4).timesteps == (999, 759, 499, 259)
+    many = make_schedule(name, scheduler_config, 999).timesteps
+    assert many[0] == LAST_TIMESTEP
+    assert sorted(many, reverse=True) == list(many)
+    assert capfd.readouterr() == ("", "")
 
 
 @given(

@@ -82,14 +82,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def part_of(predictor: Predictor, name: str) -> torch.nn.Module:
-    models = predictor.models
+    models = predictor.painter.models
     assert models.refiner is not None
     assert models.safety is not None
     return {
         "text_encoder": models.text.text_encoder,
         "text_encoder_2": models.text.text_encoder_2,
-        "base": models.base,
-        "refiner": models.refiner,
+        "base": models.base.time_embedding,  # once a call, whichever engine makes it
+        "refiner": models.refiner.time_embedding,
         "vae.encoder": models.vae.encoder,
         "vae.decoder": models.vae.decoder,
         "safety": models.safety.checker.vision_model,
@@ -243,7 +243,7 @@ def cancelled(predictor: Predictor, delay: float, asked: dict[str, Any]) -> tupl
             outcome.append(False)
 
     thread = threading.Thread(target=run)
-    handle = predictor.models.base.register_forward_pre_hook(count)
+    handle = predictor.painter.models.base.time_embedding.register_forward_pre_hook(count)
     thread.start()
     time.sleep(delay)
     assert thread.ident is not None
@@ -287,10 +287,10 @@ def test_only_the_last_predictions_files_stay(predictor: Predictor) -> None:
 
 
 def test_what_fails_leaves_no_file(predictor: Predictor) -> None:
-    kept = {path for path in predictor.outputs.root.rglob("*") if path.is_file()}
+    kept = {path for path in predictor.painter.outputs.root.rglob("*") if path.is_file()}
     with raising(part_of(predictor, "vae.decoder"), Injected(), 1), pytest.raises(Injected):
         predict(predictor, num_outputs=3, **FREE)
-    assert {path for path in predictor.outputs.root.rglob("*") if path.is_file()} <= kept
+    assert {path for path in predictor.painter.outputs.root.rglob("*") if path.is_file()} <= kept
 
 
 def test_pictures_can_be_shown(predictor: Predictor) -> None:

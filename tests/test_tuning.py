@@ -54,7 +54,7 @@ def predictor() -> Predictor:
 @pytest.fixture(scope="module", autouse=True)
 def files(environment: Path, predictor: Predictor, served: FileServer) -> dict[str, str]:
     """One source of each kind, as a request names it."""
-    models = predictor.models
+    models = predictor.painter.models
     generator = torch.Generator().manual_seed(4)
     rows = (torch.randn(2, 64, generator=generator) * 0.1, torch.randn(2, 96, generator=generator) * 0.1)
     tunes.replicate_tar(environment / "a.tar", tunes.make_lora(models, seed=1), rows)
@@ -222,7 +222,7 @@ def test_weights_of_the_start_come_back(files: dict[str, str]) -> None:
 
 def test_a_full_unet_counts_whole(predictor: Predictor, environment: Path) -> None:
     """As `replicate_weights` whatever `lora_scale` says, as the reference's runtime does; in the list as asked."""
-    full = {name: tensor * 1.1 for name, tensor in predictor.models.base.state_dict().items() if "attn" in name}
+    full = {name: tensor * 1.1 for name, tensor in predictor.painter.models.base.state_dict().items() if "attn" in name}
     tunes.save(environment, full, name="c")
     source = str(environment / "c.safetensors")
     whole = drawn(predictor, replicate_weights=source, lora_scale=0.1)
@@ -274,7 +274,7 @@ def test_setup_says_what_is_wrong_with_the_weights_of_the_start() -> None:
 
 
 def test_prompts_are_encoded_anew_only_when_a_text_encoder_changed(predictor: Predictor, files: dict[str, str]) -> None:
-    encoder, calls = predictor.models.text.text_encoder_2, 0
+    encoder, calls = predictor.painter.models.text.text_encoder_2, 0
 
     def count(*_: Any) -> None:
         nonlocal calls

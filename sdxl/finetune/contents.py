@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from errors import WeightsError
+from sdxl import few_step
 
 # The rows of the two encoders, as Replicate's trainer and as everybody else calls them.
 TOKEN_KEYS = (("text_encoders_0", "text_encoders_1"), ("clip_l", "clip_g"))
@@ -64,6 +65,18 @@ class Contents:
     def only_tokens(self) -> bool:
         """Whether it holds learned tokens and nothing else."""
         return any(set(self.tensors) <= set(pair) for pair in TOKEN_KEYS)
+
+    def recipe(self, name: str) -> few_step.Recipe | None:
+        """Of few-step weights, as content, names or header tell; `name` is what it was called where it came from."""
+        if few_step.reads_guidance(self.tensors):
+            return few_step.LCM
+        return few_step.named(name, self.path.stem, *(self.metadata.get(key, "") for key in few_step.HEADER))
+
+    def usual(self) -> Contents:
+        """The same weights for a UNet that is not told the guidance scale."""
+        if not few_step.reads_guidance(self.tensors):
+            return self
+        return replace(self, tensors=few_step.with_guidance_built_in(self.tensors))
 
     def repeats(self, other: Contents) -> bool:
         """Whether it holds nothing that is not in the other file too."""

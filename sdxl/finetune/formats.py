@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from errors import WeightsError
+from sdxl.few_step import Recipe
 from sdxl.files import TunedFiles
 from sdxl.finetune import foreign
 from sdxl.finetune.changes import Change, Difference, LowRank, Replacement
@@ -46,6 +47,7 @@ class FineTune:
     learned: LearnedTokens | None
     whole: bool
     left_out: tuple[str, ...]  # files of it that are not used
+    recipe: Recipe | None  # of few-step weights, if content, header or file name tells them
 
     def size(self) -> int:
         """Bytes in memory."""
@@ -72,12 +74,13 @@ class Reader:
         """Everything that the files mean. WeightsError in one sentence if any of it does not fit."""
         try:
             chosen = choose(files.folder)
-            changes = self._changes(chosen.weights) if chosen.weights else {}
+            recipe = chosen.weights.recipe(files.name) if chosen.weights else None
+            changes = self._changes(chosen.weights.usual()) if chosen.weights else {}
             learned = read_tokens(chosen, self.parts, self.home, key=files.key, name=files.name)
         except WeightsError as error:
             raise WeightsError(f"{files.shown}: {error}") from error
         whole = bool(changes) and all(isinstance(change, Replacement) for change in changes.values())
-        return FineTune(files.key, files.name, changes, learned, whole, chosen.left_out)
+        return FineTune(files.key, files.name, changes, learned, whole, chosen.left_out, recipe)
 
     def _changes(self, file: Contents) -> dict[Target, Change]:
         changes: dict[Target, Change] = {}
