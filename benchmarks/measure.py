@@ -10,6 +10,7 @@ from statistics import median, quantiles
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+MODULES = {"pillow": "PIL", "invisible-watermark": "imwatermark"}  # where a package's module has another name
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ def machine() -> dict[str, Any]:
     import os
     import platform
     from importlib.metadata import version
+    from importlib.util import find_spec
 
     import torch
 
@@ -150,7 +152,7 @@ def machine() -> dict[str, Any]:
         "load_average": round(os.getloadavg()[0], 1),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: version(name) for name in packages if find_spec(MODULES.get(name, name))},
     }
 
 

@@ -96,7 +96,12 @@ def facts(run: Run) -> Iterable[str]:
 
 def publish(run: Run) -> None:
     """The run's table into docs/benchmarks.md, in the place that is marked there."""
-    before, rest = PAGE.read_text().split(BEGIN)
-    after = rest.split(END)[1]
     text = "\n".join([*(f"- {fact}" for fact in facts(run)), *lines(run["rows"], None, markdown=True)])
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    put(text, BEGIN, END)
+
+
+def put(text: str, begin: str, end: str) -> None:
+    """What stands between two marks of the page."""
+    before, rest = PAGE.read_text().split(begin)
+    after = rest.split(end, 1)[1]
+    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")

@@ -48,9 +48,10 @@ def unet(divisor: int, dtype: torch.dtype) -> Any:
     return _made(MAKERS["unet"], _narrow(config, divisor), dtype).requires_grad_(False).eval()
 
 
-def started(part: str, divisor: int) -> Any:
-    """A part of the base in float32, with the weights that its class gives it to begin with: nothing dies out in it."""
-    config = json.loads((weights.CONFIGS / "base" / part / "config.json").read_text())
+def started(part: str, divisor: int, model: str = "base") -> Any:
+    """A part of base or refiner in float32, with the weights that its class gives it to begin with: nothing dies out in
+    it."""
+    config = json.loads((weights.CONFIGS / model / part / "config.json").read_text())
     return MAKERS[part](_narrow(config, divisor)).float().requires_grad_(False).eval()
 
 
