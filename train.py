@@ -1,5 +1,7 @@
 """Cog's entry point for trainings. Cog reads the signature without running it: everything in it is a literal."""
 
+import contextvars
+import fcntl
 import hashlib
 import json
 import os
@@ -8,9 +10,11 @@ import re
 import secrets
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from functools import partial
 from types import SimpleNamespace
@@ -29,6 +33,7 @@ from limits import checked, stated
 from preprocess import prepare
 from preprocess.archive import unpack
 from preprocess.wishes import Wishes
+from sdxl.files import ModelFiles
 from sdxl.finetune.tokens import whole_word
 from sdxl.models import narrower, native_side
 from sdxl.workers import Stop, beside
@@ -38,6 +43,8 @@ from trainer.config import Config
 from trainer.job import Job
 from trainer.launch import train as train_job
 
+SCRATCH, LOCK = "sdxl-training-", ".lock"  # a folder for each training that goes on
+LOOK = 0.1  # seconds in which a cancel reaches a download
 RESULTS = "sdxl-trained-"  # a folder for each result; coglet reads it after train() is over
 LARGEST = 2 << 30  # bytes of an archive of pictures
 DOCUMENTED = 512  # pixels of resolution, where the model is made for more
@@ -259,22 +266,24 @@ def _train(asked: SimpleNamespace, stop: Stop) -> pathlib.Path:
     wishes, config = _wishes(asked, side), _config(asked, side, narrower(local) if local else 1.0)
     archive = _received("input_images", asked.input_images)
     with ExitStack() as held:
-        folder = held.enter_context(_scratch())
+        folder, cut = held.enter_context(_scratch()), held.enter_context(_cut(stop))
         unpacked = unpack(archive, asked.input_images_filetype, folder / "unpacked", check=stop.check)
         settings = _settings(asked, wishes, config)
         checkpoint = place(weights.cache_root() / "trainings", [_digest(archive), model or "sdxl-1.0"], settings)
-        resume = _resumed(asked, checkpoint, settings, held)
+        resume = _resumed(asked, checkpoint, settings, held, cut)
         if resume and asked.seed is None:
             config = replace(config, seed=State.read(resume).seed)
         print(f"Using seed: {config.seed}")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        helper = partial(weights.helper, model)
+        files = held.enter_context(_on_its_way(model, cut))
+        helper = partial(weights.helper, model, stop=cut)
         prepared = prepare(unpacked, wishes, helper, folder, device, say=print, check=stop.check)
         for example in prepared.examples if asked.verbose else ():
             print(f"{example.name}: {example.size[1]}x{example.size[0]}, {example.caption}")
+        seconds = {"prepare": round(time.perf_counter() - started, 3)}
         job = Job(
             folder=folder,
-            files=weights.resolve(model),
+            files=files.result(),
             config=config,
             class_prompts=_listed(asked.class_prompt) or (),
             num_class_images=asked.num_class_images,
@@ -282,7 +291,7 @@ def _train(asked: SimpleNamespace, stop: Stop) -> pathlib.Path:
             settings=settings,
             checkpoint=checkpoint,
             resume=resume,
-            seconds={"prepare": round(time.perf_counter() - started, 3)},
+            seconds=seconds,
         )
         train_job(job, print, stop.check)
         result = _result_folder() / "trained_model.tar"
@@ -350,7 +359,7 @@ def _received(name: str, path: object) -> pathlib.Path:
 
 
 def _resumed(
-    asked: SimpleNamespace, last: pathlib.Path, settings: Mapping[str, Any], held: ExitStack
+    asked: SimpleNamespace, last: pathlib.Path, settings: Mapping[str, Any], held: ExitStack, cut: answers.Stop
 ) -> Optional[pathlib.Path]:
     """The state to go on from, if that is asked: the last one here, or that in the result of another training."""
     sweep(last)
@@ -359,16 +368,14 @@ def _resumed(
         return None
     if source == "last" and not last.is_file():
         raise InputError("resume_from='last': no training of these pictures and settings has ended early here.")
-    path = last if source == "last" else _fetched_state(source, held)
+    path = last if source == "last" else _fetched_state(source, held, cut)
     require_same(State.read(path), settings, asked.seed)
     return path
 
 
-def _fetched_state(source: str, held: ExitStack) -> pathlib.Path:
+def _fetched_state(source: str, held: ExitStack, cut: answers.Stop) -> pathlib.Path:
     """The state in the result of a training with save_checkpoints."""
-    fetched = weights.fine_tune(
-        source, tokens=Tokens(), first="replicate", stop=answers.Stop(), local=weights.local_files()
-    )
+    fetched = weights.fine_tune(source, tokens=Tokens(), first="replicate", stop=cut, local=weights.local_files())
     files = held.enter_context(fetched)
     found = next(files.folder.rglob(NAME), None)
     if found is None:
@@ -377,11 +384,60 @@ def _fetched_state(source: str, held: ExitStack) -> pathlib.Path:
 
 
 @contextmanager
+def _cut(stop: Stop) -> Iterator[answers.Stop]:
+    """What ends every download once the training is asked to stop, or leaves this: a thread looks."""
+    cut, left = answers.Stop(), threading.Event()
+
+    def look() -> None:
+        while not (stop.asked or left.wait(LOOK)):
+            pass
+        cut.set()
+
+    looking = threading.Thread(target=look, name="cut", daemon=True)
+    looking.start()
+    try:
+        yield cut
+    finally:
+        left.set()
+        looking.join()
+
+
+@contextmanager
+def _on_its_way(model: Optional[str], cut: answers.Stop) -> Iterator[Future[ModelFiles]]:
+    """The model's files, fetched while the pictures are prepared. No more than fetched: modules are not built by two
+    threads, since what builds them replaces functions of torch meanwhile."""
+    context = contextvars.copy_context()  # prints find their training by it
+    with ThreadPoolExecutor(1, "fetch") as pool:
+        try:
+            yield pool.submit(context.run, _fetched, model, cut)
+        finally:
+            cut.set()
+
+
+def _fetched(model: Optional[str], cut: answers.Stop) -> ModelFiles:
+    """What a training needs of the model. The kernel is asked to read it now, not when the model is loaded."""
+    files = weights.resolve(model, parts=("base", "vae"), stop=cut)
+    found = [files.base] if files.base.is_file() else sorted(files.base.rglob("*.safetensors"))
+    for path in found if hasattr(os, "posix_fadvise") else ():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    return files
+
+
+@contextmanager
 def _scratch() -> Iterator[pathlib.Path]:
-    """A folder for as long as the training lasts."""
-    with tempfile.TemporaryDirectory(prefix="sdxl-training-", ignore_cleanup_errors=True) as folder:
-        (pathlib.Path(folder) / "out").mkdir()
-        yield pathlib.Path(folder)
+    """A folder for as long as the training lasts; those of killed ones, which nobody locks any more, go."""
+    root = pathlib.Path(tempfile.gettempdir())
+    for lock in root.glob(f"{SCRATCH}*/{LOCK}"):
+        with suppress(OSError), lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as folder:
+        path = pathlib.Path(folder)
+        with (path / LOCK).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            (path / "out").mkdir()
+            yield path
 
 
 def _result_folder() -> pathlib.Path:

@@ -5,16 +5,17 @@ SDXL's own size, in tensors without data.
 """
 
 import copy
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.module import register_module_forward_pre_hook
-from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
+from torch.overrides import TorchFunctionMode
 
 from benchmarks import wide_model
 from benchmarks.device import Book, Emulated
@@ -22,10 +23,12 @@ from benchmarks.measure import TINY, Effort, Row, interleave, timing_row
 from benchmarks.memory import META, Live, counted_memory
 from benchmarks.training_sides import BASE, Reference, adapted, begin, both, models_of, narrow, picture, settings
 from preprocess.examples import Example
-from sdxl.models import Models, blank, fill
+from sdxl.models import Models
+from sdxl.modules import blank, fill
 from tests.training import job
 from trainer.loop import training_steps
 from trainer.loss import draw
+from trainer.recorded import Recorder, Work
 from trainer.run import run
 
 GROUP = "training step"
@@ -66,7 +69,7 @@ def times(models: Models, examples: Sequence[Example], rounds: int) -> list[Row]
     cases: tuple[tuple[str, Callable[[], None], Callable[[], object], float | None], ...] = (
         ("after the pivot", a.step, after, MOST_TIME),
         ("after the pivot, A without VAE and text encoders", lambda: a.step(latents, embeds), after, None),
-        ("before the pivot", a.step, before, 1.0),
+        ("before the pivot", a.step, before, MOST_TIME),
     )
     found = []
     for name, reference, ours, most in cases:
@@ -91,13 +94,9 @@ def operations(models: Models, examples: Sequence[Example]) -> list[Row]:
         book.mark(_tensors(theirs))
         a = _work(book, Reference(theirs, settings(RANK, 1, **AFTER), examples).step)
     found = []
-    ours = copy.deepcopy(models)
-    with Emulated() as book:
-        book.mark(_tensors(ours))
-        training = begin(ours, settings(RANK, 1, max_train_steps=4, pivot=0.5), examples)
-        book.mark(training.learning)
-        step = _next(training_steps(training, 0))
-        before, after = _work(book, step), _work(book, step)
+    before, after = _halves(copy.deepcopy(models), examples, lambda _: None)
+    *_, launched = _halves(copy.deepcopy(models), examples, _Launched)
+    found.append(Row(GROUP, "launches by the host, after the pivot, recorded", "", a[0], launched[0], exact=True))
     for name, b, most in (("after the pivot", after, MOST_TIME), ("before the pivot", before, 1.0)):
         found += [
             Row(GROUP, f"device operations, {name}", "", a[0], b[0], most_ratio=most, exact=True),
@@ -106,17 +105,41 @@ def operations(models: Models, examples: Sequence[Example]) -> list[Row]:
     return found
 
 
+class _Launched(Recorder):
+    """Takes out of the book what a recording launches, all but the one launch of itself."""
+
+    def __init__(self, book: Book) -> None:
+        super().__init__(torch.device("cpu"), print)
+        self._book = book
+
+    def __call__(self, kind: Hashable, work: Work, inputs: Sequence[Tensor]) -> Tensor:
+        def once(*given: Tensor) -> Tensor:
+            before = self._book.ops
+            loss = work(*given)
+            self._book.ops = before + 1
+            return loss
+
+        return super().__call__(kind, once, inputs)
+
+
+def _halves(
+    models: Models, examples: Sequence[Example], recorder: Callable[[Book], Recorder | None]
+) -> list[tuple[int, int]]:
+    """Operations and waits of a step before the pivot and of one after it."""
+    with Emulated() as book:
+        book.mark(_tensors(models))
+        training = begin(models, settings(RANK, 1, max_train_steps=4, pivot=0.5), examples)
+        training.recorder = recorder(book)
+        book.mark(training.learning)
+        step = _next(training_steps(training, 0))
+        return [_work(book, step), _work(book, step)]
+
+
 def encoders(folder: Path) -> list[Row]:
     """Forward passes of both text encoders in a whole training of the miniature, by trainer.run."""
-    made, calls, after = job(folder, max_train_steps=COURSE, sample_prompts=()), list[int](), list[int]()
-
-    def watch(module: torch.nn.Module, _: object) -> None:
-        if isinstance(module, CLIPTextEmbeddings):  # each encoder begins with one
-            calls.append(1)
-
-    hook = register_module_forward_pre_hook(watch)
-    run(made, lambda _: None, lambda: after.append(len(calls)))  # it looks for a cancel after every step
-    hook.remove()
+    made, after = job(folder, max_train_steps=COURSE, sample_prompts=()), list[int]()
+    with _Tables(Path(made.files.base)) as tables:
+        run(made, lambda _: None, lambda: after.append(tables.read))  # it looks for a cancel after every step
     pivot = made.config.pivot_step(COURSE)
     first, *steps = after[-COURSE - 1 :]
     left = COURSE - pivot - 1
@@ -128,6 +151,20 @@ def encoders(folder: Path) -> list[Row]:
         Row(GROUP, f"text encoders, forward passes, {left} steps after it", "", 2 * left,
             steps[-1] - steps[pivot], most=0, exact=True),
     ]  # fmt: skip
+
+
+class _Tables(TorchFunctionMode):
+    """Counts how often a table of tokens is read: each pass through a text encoder begins with that."""
+
+    def __init__(self, base: Path) -> None:
+        super().__init__()
+        self.read = 0
+        self._tokens = json.loads((base / "text_encoder" / "config.json").read_text())["vocab_size"]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        table = args[1] if func is torch.nn.functional.embedding else None
+        self.read += table is not None and len(table) == self._tokens
+        return func(*args, **(kwargs or {}))
 
 
 def gradients(models: Models, examples: Sequence[Example]) -> list[Row]:
@@ -159,7 +196,8 @@ def _gradients(
             mine.data.copy_(value)
     numbers, key = [0, 0], (training.config.seed, 0, 0)
     draws = draw(training.latents.shape(numbers), key=key, train_timesteps=len(training.alphas), dropout=0.0)
-    loss = a.loss(training.latents.batch(numbers, draws).latents, draws.noise, draws.timesteps, a.embeds())
+    latents = training.latents.batch(examples[0].size, training.latents.places(numbers), draws.sample).latents
+    loss = a.loss(latents, draws.noise, draws.timesteps, a.embeds())
     loss.backward()  # type: ignore[no-untyped-call]
     next(training_steps(training, 0))
     assert flat.grad is not None

@@ -26,6 +26,7 @@ from trainer.config import Config
 from trainer.latents import Latents, time_ids
 from trainer.loop import Training
 from trainer.ranks import Ranks
+from trainer.run import recorder_for
 from trainer.texts import Captions, triggers_of
 
 LAYERS = ["to_k", "to_q", "to_v", "to_out.0"]
@@ -76,7 +77,9 @@ def begin(models: Models, asked: Config, examples: Sequence[Example]) -> Trainin
     latents = Latents(models, examples, lambda: None)
     words = triggers_of(asked.triggers, asked.num_tokens)
     captions = Captions(models.text, [example.caption for example in examples], words)
-    return Training.begin(models, asked, captions, latents, pictures=len(examples), ranks=Ranks())
+    ranks = Ranks()
+    recorder = recorder_for(asked, ranks, models.placement.device, print)
+    return Training.begin(models, asked, captions, latents, pictures=len(examples), ranks=ranks, recorder=recorder)
 
 
 def adapted(unet: Any, rank: int) -> Any:

@@ -49,6 +49,8 @@ def prepare(
         prepared = Prepared(examples, tuple(job.skipped), tuple(job.notes))
         write(prepared, folder)
         shutil.rmtree(folder / WORK)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # who trains may be other processes
     return prepared
 
 

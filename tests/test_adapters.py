@@ -32,6 +32,7 @@ def adapted(unet: Any, *, feed_forward: bool = False, alpha: float = 6.0) -> Ada
     with torch.no_grad():
         made.flat.add_(0.1 * torch.randn(made.flat.shape, generator=torch.Generator().manual_seed(2)))
     made.refresh(1.0)
+    made.clear()
     return made
 
 
@@ -86,7 +87,7 @@ def test_gradients_add_up_until_they_are_taken(models: Models) -> None:
     lora = adapted(unet)
     found = list[Tensor]()
     for count in (1, 2):
-        lora.flat.grad = None
+        lora.clear()
         for _ in range(count):
             unet(**inputs()).sample.square().mean().backward()
             lora.collect()
@@ -118,6 +119,22 @@ def test_a_new_lora_changes_nothing_and_a_removed_one_too(models: Models) -> Non
     lora.remove()
     assert torch.equal(unet(**inputs()).sample, before)
     assert all(torch.equal(each, state[name]) for name, each in unet.state_dict().items())
+
+
+def test_a_lora_that_does_not_learn_is_not_there(models: Models) -> None:
+    """The same bits as without it, and no gradient is computed for it."""
+    unet: Any = deepcopy(models.base)
+    before = unet(**inputs()).sample
+    generator = torch.Generator().manual_seed(0)
+    lora = Adapters(unet, rank=4, alpha=4.0, feed_forward=True, generator=generator, learns=False)
+    lora.clear()
+    given = inputs()
+    found = unet(**given).sample
+    assert torch.equal(found, before)
+    found.sum().backward()
+    lora.collect()
+    assert given["encoder_hidden_states"].grad is not None
+    assert lora.flat.grad is None
 
 
 def test_in_16_bits_the_factors_stay_in_32(models: Models) -> None:

@@ -84,8 +84,9 @@ def test_a_training_step_is_diffusers_own_for_less() -> None:
         assert rows[name].b == 0
     name = "text encoders, forward passes"
     assert rows[f"{name}, 3 steps before the pivot"].b == 2 * 3
-    assert rows[f"{name}, at the pivot: all captions, kept from then on"].b == 2 * (4 + 1)
+    assert rows[f"{name}, at the pivot: all captions, kept from then on"].b == 2
     assert rows[f"{name}, 2 steps after it"].b == 0
+    assert rows["launches by the host, after the pivot, recorded"].b < 30
     peak = rows["peak memory, batch 4, 768 px, after the pivot"].b
     assert 7.1 < peak <= 27, "SDXL in 16 bits, its VAE in 32, is 7.1"
 

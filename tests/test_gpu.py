@@ -23,9 +23,11 @@ from sdxl.progress import Progress
 from sdxl.unet import block
 from tests import tunes
 from tests.painting import difference, make_request, picture, pictures
-from tests.training import job, trained
+from tests.test_training import begun
+from tests.training import SQUARE, files, job, trained
 from tests.tuned import read_tensors, slot_for
-from trainer.run import run
+from trainer.loop import training_steps
+from trainer.run import exact, recorder_for, run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -151,6 +153,35 @@ def test_trainings_on_a_card(is_lora: bool, tmp_path: Path) -> None:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         expected = json.loads(trained(tmp_path / "cpu", **asked)["training_report.json"])["losses"]
     assert losses == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"pivot": 0.0, "masks": True}, {"count": 6, "sizes": (SQUARE, (96, 160)), "max_train_steps": 16}]
+)
+def test_recorded_steps_on_a_card(asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes of a training whose steps are launched one by one; and they were recorded."""
+    said = list[str]()
+    made = job(tmp_path / "recorded", **{"max_train_steps": 8} | asked)
+    run(made, said.append, lambda: None)
+    assert said == []
+    monkeypatch.setenv("SDXL_ENGINE", "eager")
+    plain = trained(tmp_path / "plain", **{"max_train_steps": 8} | asked)
+    for name, content in files(made.out).items():
+        assert content == plain[name] or not name.endswith((".safetensors", ".pti")), name
+
+
+def test_a_training_waits_for_nothing(tmp_path: Path) -> None:
+    """Neither before the pivot nor after it; but for the recording itself, in the second step of each half. By then the
+    encoders have left the card."""
+    training, models = begun(tmp_path / "job", max_train_steps=12, pivot=0.5)
+    training.recorder = recorder_for(training.config, training.ranks, models.placement.device, pytest.fail)
+    assert training.recorder is not None
+    with exact():
+        for done, _loss in training_steps(training, 0):
+            torch.cuda.set_sync_debug_mode("error" if 2 <= done % 6 <= 5 else "default")
+    torch.cuda.set_sync_debug_mode("default")
+    assert models.text.text_encoder.device.type == "cpu"
+    training.finish()
 
 
 @pytest.mark.skipif(os.environ.get("SDXL_MODEL") != "sdxl-1.0", reason="needs SDXL 1.0")

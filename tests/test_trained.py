@@ -23,6 +23,7 @@ import weights
 from errors import WeightsError
 from fetch.answers import Stop
 from fetch.sources import Tokens
+from sdxl.engine import Engines
 from sdxl.finetune.contents import choose
 from sdxl.finetune.formats import Reader
 from sdxl.finetune.tokens import LONGEST, LearnedTokens
@@ -92,7 +93,13 @@ def learned(trained: Trained) -> LearnedTokens:
 def judged(models: Models, trained: Trained, *, feed_forward: bool = True) -> Any:
     """The picture that PEFT gives, with nothing merged."""
     attached: Any = unfused(models.base, as_lora(trained, feed_forward=feed_forward), SCALE)
-    return picture(replace(models, base=attached), learned=learned(trained), **ASKED)
+    return drawn_by_diffusers(models, attached, trained)
+
+
+def drawn_by_diffusers(models: Models, unet: Any, trained: Trained) -> Any:
+    """The picture by a UNet's own forward, with what is attached to it."""
+    theirs = replace(models, base=unet, engines=Engines(models.placement, "diffusers"))
+    return picture(theirs, learned=learned(trained), **ASKED)
 
 
 def drawn(models: Models, folder: Path, tokens: LearnedTokens | None = None) -> Any:
@@ -148,7 +155,7 @@ def test_diffusers_reads_both_of_its_files(models: Models, tmp_path: Path, feed_
         else:
             pipe.load_lora_weights(str(tmp_path), weight_name=name, adapter_name="one")
         pipe.unet.set_adapters(["one"], [SCALE])
-        shown = picture(replace(models, base=pipe.unet), learned=learned(trained), **ASKED)
+        shown = drawn_by_diffusers(models, pipe.unet, trained)
         assert difference(shown, attention if name == "lora.safetensors" else wanted) <= 1, name
 
 

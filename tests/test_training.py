@@ -17,6 +17,7 @@ from preprocess.examples import read
 from sdxl.finetune.tokens import LearnedTokens
 from sdxl.generate import encode_image
 from sdxl.models import Models
+from tests.painting import difference
 from tests.training import SQUARE, config, files, job, trained
 from trainer.checkpoint import State
 from trainer.latents import Latents, time_ids
@@ -25,6 +26,7 @@ from trainer.loss import draw
 from trainer.ranks import Ranks
 from trainer.run import load as load_job
 from trainer.run import run
+from trainer.samples import Samples
 from trainer.texts import Captions, triggers_of
 
 WEIGHTS = ("lora.safetensors", "embeddings.pti", "TOK.safetensors", "lora_kohya.safetensors", "lora_peft.safetensors")
@@ -102,6 +104,26 @@ def test_lora_alone_tokens_alone_and_both(tmp_path: Path) -> None:
     assert found["pivot"] == {"lora": True, "tokens": False}
 
 
+@pytest.mark.parametrize(
+    ("asked", "learns"),
+    [
+        ({"lora_lr": 0, "pivot": 1.0}, (False, True)),
+        ({"ti_lr": 0}, (True, False)),
+        ({"is_lora": False, "unet_learning_rate": 0}, (False, True)),
+        ({"is_lora": False, "ti_lr": 0}, (True, False)),
+    ],
+    ids=str,
+)
+def test_what_has_no_learning_rate_costs_no_gradient(
+    asked: dict[str, Any], learns: tuple[bool, bool], tmp_path: Path
+) -> None:
+    training, _ = begun(tmp_path / "job", max_train_steps=1, **asked)
+    list(training_steps(training, 0))
+    assert training.captions.rows is not None
+    groups = (training.learner.parameters, training.captions.rows)
+    assert tuple(any(each.grad is not None for each in group) for group in groups) == learns
+
+
 def test_full_fine_tuning_trains_every_weight(tmp_path: Path, models: Models) -> None:
     """Even at a rate at which 16 bits would round most steps away, the weights move before they are written."""
     training, loaded = begun(
@@ -130,7 +152,7 @@ def test_no_text_encoder_works_after_the_pivot(tmp_path: Path) -> None:
     counts = []
     for _ in training_steps(training, 0):
         counts.append(training.captions.forwards)
-    before, cached = 2 * 3, 2 * 5  # two encoders in each of three steps; then four captions and the empty one, once
+    before, cached = 2 * 3, 2  # two encoders in each of three steps; then all captions together, once
     assert counts == [2, 4, 6, before + cached, before + cached, before + cached]
 
 
@@ -200,7 +222,7 @@ def test_latents_and_conditioning_are_those_of_each_picture(tmp_path: Path, mode
         assert latents.shape([number]) == (1, 4, height // 8, width // 8)
         assert time_ids(example) == [height * 2, width * 2, 3, 5, height, width]
         draws = draw(latents.shape([number]), key=(number,), train_timesteps=1000, dropout=0.0)
-        batch = latents.batch([number], draws)
+        batch = latents.batch((height, width), latents.places([number]), draws.sample)
         assert batch.time_ids.tolist() == [time_ids(example)]
         assert batch.mask is not None
         assert batch.mask[0, 0, :, : width // 16].min() == 1
@@ -325,6 +347,17 @@ def test_the_result_can_be_seen(tmp_path: Path) -> None:
     assert {"loss.png", "samples.png", "samples/before-3.png", "samples/after-3.png", "captions.csv"} <= found.keys()
     with Image.open(made.out / "samples/after-0.png") as image:
         assert image.size == SQUARE
+
+
+@pytest.mark.parametrize("is_lora", [True, False])
+def test_samples_are_what_a_fresh_model_draws_with_the_result(is_lora: bool, tmp_path: Path) -> None:
+    """The model of the training has drawn before it learned: nothing of that may be left in it."""
+    asked: dict[str, Any] = {"is_lora": is_lora, "lora_lr": 0.05, "unet_learning_rate": 1e-3}
+    made = job(tmp_path / "job", sample_prompts=("a blue TOK",), max_train_steps=2, **asked)
+    run(made, lambda _: None, lambda: None)
+    fresh = Samples(load_job(made), made, read(made.folder).examples).after()
+    with Image.open(made.out / "samples/after-0.png") as image:
+        assert difference(image, fresh[0]) == 0
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])

@@ -1,4 +1,4 @@
-"""A LoRA beside the linear layers of a UNet, in as few operations as its arithmetic allows.
+"""A LoRA beside the linear layers of a UNet.
 
 All factors of all layers lie in one flat tensor, and so do their gradients: the optimiser, clipping, averaging over
 GPUs and the copy in 16 bits are one operation each, not one per layer. Layers that read the same input (to_q, to_k,
@@ -11,117 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
 
-
-@dataclass(frozen=True)
-class Factors:
-    """The factors of n layers that read the same input: down (n R, I) and up (n, O, R), views of a flat tensor."""
-
-    down: Tensor
-    up: Tensor
-
-    def apart(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each layer's down (R, I) and up (O, R)."""
-        return zip(self.down.chunk(len(self.up)), self.up, strict=True)
-
-
-@dataclass(frozen=True)
-class Projections:
-    """Linear layers of one input, and the LoRA beside each: y_i = x W_i' + b_i + (x down_i') up_i'.
-
-    weight (n O, I), bias (n O) or None; calling it with x (..., I) gives (..., n O). The anchor makes autograd visit
-    a layer whose input needs no gradient.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    factors: Factors
-    gradient: Factors
-    anchor: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor = _Projected.apply(x, self.anchor, self)  # type: ignore[no-untyped-call]
-        return y
-
-
-class _Projected(torch.autograd.Function):
-    """Gradients of the factors go to where `Projections` says; autograd carries that of the input alone."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, _anchor: Tensor, layers: Projections) -> Tensor:
-        down, up = layers.factors.down, layers.factors.up
-        rows = x.reshape(-1, x.shape[-1])
-        y = linear(rows, layers.weight, layers.bias)
-        low = linear(rows, down)
-        if len(up) == 1:
-            y.addmm_(low, up[0].t())
-        else:
-            _apart(y, len(up)).baddbmm_(_apart(low, len(up)), up.mT)
-        ctx.layers = layers
-        ctx.save_for_backward(rows, low)
-        return y.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
-        layers: Projections = ctx.layers
-        rows, low = ctx.saved_tensors
-        up, count = layers.factors.up, len(layers.factors.up)
-        wide, low_grad = grad.reshape(len(rows), -1), torch.empty_like(low)
-        if count == 1:
-            torch.mm(wide, up[0], out=low_grad)
-            torch.mm(wide.t(), low, out=layers.gradient.up[0])
-        else:
-            parts = _apart(wide, count)
-            _apart(low_grad, count).baddbmm_(parts, up, beta=0)
-            torch.bmm(parts.mT, _apart(low, count), out=layers.gradient.up)
-        torch.mm(low_grad.t(), rows, out=layers.gradient.down)
-        if not ctx.needs_input_grad[0]:
-            return None, None, None
-        x_grad = (wide @ layers.weight).addmm_(low_grad, layers.factors.down)
-        return x_grad.view(*grad.shape[:-1], -1), None, None
-
-
-def _apart(rows: Tensor, count: int) -> Tensor:
-    """(N, n k) -> (n, N, k)"""
-    return rows.view(len(rows), count, -1).transpose(0, 1)
-
-
-@dataclass(frozen=True)
-class _SelfAttention:
-    """In the place of `Attention.forward`: (B, T, D) -> (B, T, D)."""
-
-    qkv: Projections
-    out: Projections
-    heads: int
-
-    def __call__(self, hidden_states: Tensor, **_: object) -> Tensor:
-        batch, length, _width = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch, length, 3, self.heads, -1)
-        query, key, value = (each.transpose(1, 2) for each in qkv.unbind(2))
-        mixed = scaled_dot_product_attention(query, key, value)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
-
-
-@dataclass(frozen=True)
-class _CrossAttention:
-    """In the place of `Attention.forward`: (B, T, D), (B, S, C) -> (B, T, D)."""
-
-    q: Projections
-    kv: Projections
-    out: Projections
-    heads: int
-
-    def __call__(self, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object) -> Tensor:
-        batch, length, _width = hidden_states.shape
-        query = self.q(hidden_states).view(batch, length, self.heads, -1).transpose(1, 2)
-        kv = self.kv(encoder_hidden_states).view(batch, -1, 2, self.heads, query.shape[-1])
-        key, value = (each.transpose(1, 2) for each in kv.unbind(2))
-        mixed = scaled_dot_product_attention(query, key, value)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
-
+from trainer.layers import Block, CrossAttention, Factors, Projections, SelfAttention, joined, norm, plain
+from trainer.optimizers import clear_gradients
 
 Group = Sequence[tuple[str, nn.Linear]]
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 @dataclass(frozen=True)
@@ -130,28 +25,37 @@ class _Plan:
 
     module: nn.Module
     groups: Sequence[Group]
-    forward: Callable[[Sequence[Projections]], Callable[..., Tensor]]
+    forward: Callable[[Sequence[Projections]], Block]
 
 
 class Adapters:
     """The LoRA of a UNet whose own weights are frozen; installed when made, until `remove`.
 
     Every weight changes by strength * alpha / rank * up @ down; `refresh` says at which strength the UNet works next.
+    Without `learns` it stays as it starts, and costs no gradient.
     """
 
     def __init__(
-        self, unet: nn.Module, *, rank: int, alpha: float, feed_forward: bool, generator: torch.Generator
+        self,
+        unet: nn.Module,
+        *,
+        rank: int,
+        alpha: float,
+        feed_forward: bool,
+        generator: torch.Generator,
+        learns: bool = True,
     ) -> None:
         plans = list(_plans(unet, feed_forward=feed_forward))
         groups = [group for plan in plans for group in plan.groups]
         own = groups[0][0][1].weight
         start = _start(groups, rank, generator)
-        self.rank, self.alpha = rank, alpha
-        self.flat = nn.Parameter(start.to(own.device))  # float32: what is optimised. All downs, then all ups
+        self.rank, self.alpha, self._learns = rank, alpha, learns
+        self.flat = nn.Parameter(start.to(own.device), learns)  # float32: what is optimised. All downs, then all ups
         self._working = start.to(own, copy=True)  # what the UNet reads, in its own type
         self._gradient = torch.zeros_like(self._working)
         self._downs = sum(rank * each.in_features for group in groups for _, each in group)
-        self._anchor = torch.zeros((), device=own.device, requires_grad=True)
+        self._anchor = torch.zeros((), device=own.device, requires_grad=learns)
+        self._scale = torch.zeros(1, device=own.device)  # there, so that it can change under a recorded step
         self._shapes = [_Shape.of(group, rank) for group in groups]
         self._names = [[name for name, _ in group] for group in groups]
         self._modules = [plan.module for plan in plans]
@@ -169,18 +73,22 @@ class Adapters:
     @torch.no_grad()
     def refresh(self, strength: float) -> None:
         """To be called after each change of `flat`, before the UNet works; whatever scales a change goes into `up`."""
-        self._scale = strength * self.alpha / self.rank
-        self._working.copy_(self.flat)
-        self._working[self._downs :] *= self._scale
+        downs = self._downs
+        self._scale.fill_(strength * self.alpha / self.rank)
+        self._working[:downs] = self.flat[:downs]
+        torch.mul(self.flat[downs:], self._scale, out=self._working[downs:])
+
+    def clear(self) -> None:
+        """Before the first backward pass of a step."""
+        clear_gradients(self.parameters)
 
     @torch.no_grad()
     def collect(self) -> None:
         """Add the gradients of the backward pass that has just been to that of `flat`."""
-        self._gradient[self._downs :] *= self._scale
-        if self.flat.grad is None:
-            self.flat.grad = self._gradient.to(torch.float32, copy=True)
-        else:
-            self.flat.grad.add_(self._gradient)
+        if self.flat.grad is not None:
+            downs = self._downs
+            self.flat.grad[:downs].add_(self._gradient[:downs])
+            self.flat.grad[downs:].add_(self._gradient[downs:] * self._scale)
 
     def lora(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Each layer's down (R, I) and up (O, R), float32, on the CPU."""
@@ -216,7 +124,8 @@ class Adapters:
     def _projections(self, group: Group, factors: Factors, gradient: Factors) -> Projections:
         first = group[0][1]
         bias = None if first.bias is None else first.bias.detach()
-        return Projections(_joined([each for _, each in group]), bias, factors, gradient, self._anchor)
+        weight = joined([each for _, each in group])
+        return Projections(weight, bias, factors, gradient if self._learns else None, self._anchor)
 
 
 @dataclass(frozen=True)
@@ -234,38 +143,32 @@ class _Shape:
 
 
 def _plans(unet: nn.Module, *, feed_forward: bool) -> Iterator[_Plan]:
-    """Every attention of the transformer blocks, and the feed-forward layers if wanted."""
+    """Every transformer block: the layers of its attentions, and the feed-forward layers if wanted."""
     for path, block in unet.named_modules():
-        if not path or not {"attn1", "attn2"} <= {name for name, _ in block.named_children()}:
-            continue
-        for name in ("attn1", "attn2"):
-            yield _attention(f"{path}.{name}", block.get_submodule(name), own=name == "attn1")
-        if feed_forward:
-            for name in ("ff.net.0.proj", "ff.net.2"):
-                linear = block.get_submodule(name)
-                assert isinstance(linear, nn.Linear)
-                yield _Plan(linear, [[(f"{path}.{name}", linear)]], lambda made: made[0])
+        if path and {"attn1", "attn2"} <= {name for name, _ in block.named_children()}:
+            yield _plan(path, block, feed_forward=feed_forward)
 
 
-def _attention(path: str, module: Any, *, own: bool) -> _Plan:
-    layers: dict[str, tuple[str, nn.Linear]] = {
-        name: (f"{path}.{name}", module.get_submodule(name)) for name in ("to_q", "to_k", "to_v", "to_out.0")
-    }
-    q, k, v, out = layers.values()
-    heads = int(module.heads)
-    if own:
-        return _Plan(module, [[q, k, v], [out]], lambda made: _SelfAttention(made[0], made[1], heads))
-    return _Plan(module, [[q], [k, v], [out]], lambda made: _CrossAttention(made[0], made[1], made[2], heads))
+def _plan(path: str, block: Any, *, feed_forward: bool) -> _Plan:
+    def layer(name: str) -> tuple[str, nn.Linear]:
+        return f"{path}.{name}", block.get_submodule(name)
 
+    q, k, v, out = (layer(f"attn1.{name}") for name in ATTENTION)
+    text_q, text_k, text_v, text_out = (layer(f"attn2.{name}") for name in ATTENTION)
+    wide, narrow = layer("ff.net.0.proj"), layer("ff.net.2")
 
-def _joined(linears: Sequence[nn.Linear]) -> Tensor:
-    """The weights of several layers as one, which they are views of from now on: nothing is held twice."""
-    if len(linears) == 1:
-        return linears[0].weight.detach()
-    whole = torch.cat([each.weight.detach() for each in linears])
-    for each, part in zip(linears, whole.chunk(len(linears)), strict=True):
-        each.weight = nn.Parameter(part, requires_grad=False)
-    return whole
+    def forward(made: Sequence[Projections]) -> Block:
+        widen, narrowed = made[5:] if feed_forward else (plain(wide[1]), plain(narrow[1]))
+        return Block(
+            (norm(block.norm1), norm(block.norm2), norm(block.norm3)),
+            SelfAttention(made[0], made[1], int(block.attn1.heads)),
+            CrossAttention(made[2], made[3], made[4], int(block.attn2.heads)),
+            widen,
+            narrowed,
+        )
+
+    groups = [[q, k, v], [out], [text_q], [text_k, text_v], [text_out]]
+    return _Plan(block, [*groups, [wide], [narrow]] if feed_forward else groups, forward)
 
 
 def _start(groups: Sequence[Group], rank: int, generator: torch.Generator) -> Tensor:

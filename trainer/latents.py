@@ -12,7 +12,6 @@ from torch.nn.functional import avg_pool2d
 from preprocess.examples import Example
 from sdxl.generate import encode_image
 from sdxl.models import Models
-from trainer.loss import Draws
 
 Size = tuple[int, int]
 
@@ -58,12 +57,13 @@ class Latents:
         channels, height, width = self._buckets[self.sizes[numbers[0]]].mean.shape[1:]
         return len(numbers), channels, height, width
 
-    def batch(self, numbers: Sequence[int], draws: Draws) -> Batch:
-        """Pictures of one size, the latents drawn from their posteriors."""
-        bucket = self._buckets[self.sizes[numbers[0]]]
-        device = bucket.mean.device
-        places = torch.tensor([self._places[number] for number in numbers]).to(device, non_blocking=True)
-        sample = draws.sample.to(device, non_blocking=True)
+    def places(self, numbers: Sequence[int]) -> Tensor:
+        """Where pictures are among those of their size, (B,), on the host."""
+        return torch.tensor([self._places[number] for number in numbers])
+
+    def batch(self, size: Size, places: Tensor, sample: Tensor) -> Batch:
+        """Pictures of a size, the latents drawn from their posteriors: places (B,), sample (B, 4, h, w), there."""
+        bucket = self._buckets[size]
         return Batch(
             torch.addcmul(bucket.mean[places], bucket.std[places], sample),
             None if bucket.mask is None else bucket.mask[places],

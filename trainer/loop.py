@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from errors import InputError
 from sdxl.models import Models
 from trainer.adapters import Adapters
 from trainer.config import Config
-from trainer.latents import Latents
+from trainer.latents import Latents, Size
 from trainer.loss import denoising_loss, draw, noisy, snr_weights, strength
-from trainer.optimizers import SCHEDULES, make_optimizer, set_rates
+from trainer.optimizers import SCHEDULES, clear_gradients, make_optimizer, set_rates
 from trainer.order import batches
 from trainer.ranks import Ranks
+from trainer.recorded import Recorder
 from trainer.texts import Captions, first_rows, triggers_of
 from trainer.trained import Trained
 from trainer.whole_unet import WholeUnet
@@ -44,15 +46,25 @@ class Training:
     optimizer: torch.optim.Optimizer
     alphas: Tensor  # cumulative, (1000,)
     average: list[Tensor]  # of all that learns; empty without ema_decay
+    recorder: Recorder | None  # None: every batch is launched by itself
     losses: list[float] = field(default_factory=list)
 
     @classmethod
     def begin(
-        cls, models: Models, config: Config, captions: Captions, latents: Latents, *, pictures: int, ranks: Ranks
+        cls,
+        models: Models,
+        config: Config,
+        captions: Captions,
+        latents: Latents,
+        *,
+        pictures: int,
+        ranks: Ranks,
+        recorder: Recorder | None = None,
     ) -> "Training":
         """One before its first step."""
         generator = torch.Generator().manual_seed(config.seed)
-        captions.rows = first_rows(models.text, config.num_tokens * len(config.triggers), generator)
+        rows = first_rows(models.text, config.num_tokens * len(config.triggers), generator)
+        captions.learn(rows)
         learner: Adapters | WholeUnet
         if config.is_lora:
             learner = Adapters(
@@ -61,12 +73,13 @@ class Training:
                 alpha=config.lora_alpha,
                 feed_forward=config.lora_feed_forward,
                 generator=generator,
+                learns=config.model_rate > 0,
             )
         else:
-            learner = WholeUnet(models.base)
+            learner = WholeUnet(models.base, learns=config.model_rate > 0)
         if config.gradient_checkpointing:
             models.base.enable_gradient_checkpointing()
-        groups = ((config.model_rate, learner.parameters), (config.ti_lr, list(captions.rows)))
+        groups = ((config.model_rate, learner.parameters), (config.ti_lr, list(rows)))
         learning = [each for _, parameters in groups for each in parameters]
         return cls(
             config,
@@ -80,6 +93,7 @@ class Training:
             make_optimizer(config.optimizer, groups),
             _alphas(models).to(learning[0].device),
             [each.detach().clone() for each in learning] if config.ema_decay else [],
+            recorder,
         )
 
     @property
@@ -102,6 +116,13 @@ class Training:
         factor = self.factor(step)
         model, tokens = (group["peak"] * factor for group in self.optimizer.param_groups)
         return {"lora" if self.config.is_lora else "unet": model, "tokens": tokens if step < self.pivot else 0.0}
+
+    def clear(self, strength: float) -> None:
+        """Before the first batch of a step: no gradient, and the LoRA as it is by now, at this strength."""
+        assert self.captions.rows is not None
+        self.learner.refresh(strength)
+        self.learner.clear()
+        clear_gradients(self.captions.rows)
 
     @torch.no_grad()
     def learned(self) -> Trained:
@@ -126,7 +147,8 @@ class Training:
 
     def finish(self) -> None:
         """Leave the model as it was found, but for the weights of full fine-tuning."""
-        self.captions.release()
+        if self.recorder is not None:
+            self.recorder.forget()
         self.learner.remove()
         self.unet.disable_gradient_checkpointing()
         self.optimizer.state.clear()
@@ -140,56 +162,41 @@ def training_steps(training: Training, start: int) -> Iterator[tuple[int, Tensor
     """Do the steps from number `start` (0 is the first) to the last; after each, yield how many are done by now and
     its loss, which is still on its way on a GPU."""
     config, ranks = training.config, training.ranks
-    plan = _plan(training, list(range(training.pictures)), salt=0)
-    others = list(range(training.pictures, len(training.latents.sizes)))
-    prior = _plan(training, others, salt=1) if others else []
     each = config.gradient_accumulation_steps
+    dealt = [(_dealt(training, range(training.pictures), start, salt=0), 1 / each)]
+    if others := range(training.pictures, len(training.latents.sizes)):
+        dealt.append((_dealt(training, others, start, salt=1), config.prior_loss_weight / each))
     for step in range(start, training.steps):
         _freeze_tokens(training, step)
-        training.learner.refresh(strength(config.seed, step, config.min_lora_scale))
-        for parameter in training.learning:
-            parameter.grad = None
+        training.clear(strength(config.seed, step, config.min_lora_scale))
         loss = torch.zeros((), device=training.alphas.device)
         for number in range(step * each, (step + 1) * each):
-            key = (config.seed, number * ranks.count + ranks.rank)
-            loss += _backward(training, plan[number], (*key, 0), 1 / each)
-            if prior:
-                loss += _backward(training, prior[number], (*key, 1), config.prior_loss_weight / each)
+            for salt, (batches_of, weight) in enumerate(dealt):
+                key = (config.seed, number * ranks.count + ranks.rank, salt)
+                loss += _backward(training, next(batches_of), key, weight)
         _move(training, step)
         yield step + 1, loss
 
 
-def _plan(training: Training, numbers: Sequence[int], *, salt: int) -> list[list[int]]:
-    """This process's batches of these pictures, for all steps."""
-    config, ranks = training.config, training.ranks
-    order = batches(
-        [training.latents.sizes[number] for number in numbers],
-        count=training.steps * config.gradient_accumulation_steps * ranks.count,
-        batch_size=config.train_batch_size,
-        seed=2 * config.seed + salt,
-    )
-    return [[numbers[place] for place in batch] for batch in ranks.part(order)]
+def _dealt(training: Training, numbers: Sequence[int], start: int, *, salt: int) -> Iterator[list[int]]:
+    """This process's batches of these pictures, from step `start` on."""
+    config = training.config
+    sizes = [training.latents.sizes[number] for number in numbers]
+    order = batches(sizes, batch_size=config.train_batch_size, seed=2 * config.seed + salt)
+    own = training.ranks.part(order, start * config.gradient_accumulation_steps)
+    return ([numbers[place] for place in batch] for batch in own)
 
 
 def _freeze_tokens(training: Training, step: int) -> None:
     """From the pivot on the rows stay as they are, and no text encoder works any more."""
     if step >= training.pivot and not training.captions.remembered:
-        assert training.captions.rows is not None
-        for rows in training.captions.rows:
-            rows.requires_grad_(False)
         training.captions.remember()
+        if training.recorder is not None:
+            training.recorder.forget()
 
 
-def _backward(training: Training, numbers: list[int], key: tuple[int, ...], weight: float) -> Tensor:
-    """Add the gradients of one batch, and return its loss times the weight."""
-    loss = _loss(training, numbers, key) * weight
-    loss.backward()  # type: ignore[no-untyped-call]
-    training.learner.collect()
-    return loss.detach()
-
-
-def _loss(training: Training, numbers: list[int], key: tuple[int, ...]) -> Tensor:
-    """Of one batch of pictures of one size."""
+def _backward(training: Training, numbers: Sequence[int], key: tuple[int, ...], weight: float) -> Tensor:
+    """Add the gradients of one batch of pictures of one size, and return its loss times the weight."""
     config, device = training.config, training.alphas.device
     draws = draw(
         training.latents.shape(numbers),
@@ -197,10 +204,38 @@ def _loss(training: Training, numbers: list[int], key: tuple[int, ...]) -> Tenso
         train_timesteps=len(training.alphas),
         dropout=config.caption_dropout,
     )
-    captions = torch.where(draws.dropped, training.captions.empty, torch.tensor(numbers))
-    batch = training.latents.batch(numbers, draws)
-    timesteps = draws.timesteps.to(device, non_blocking=True)
-    noise = (draws.noise + config.noise_offset * draws.offset).to(device, non_blocking=True)
+    inputs = [
+        _uploaded(each, device)
+        for each in (
+            torch.where(draws.dropped, training.captions.empty, torch.tensor(numbers)),
+            training.latents.places(numbers),
+            draws.sample,
+            draws.noise + config.noise_offset * draws.offset,
+            draws.timesteps,
+        )
+    ]
+    size = training.latents.sizes[numbers[0]]
+    work = partial(_passes, training, size, weight)
+    return work(*inputs) if training.recorder is None else training.recorder((key[-1], size), work, inputs)
+
+
+def _uploaded(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device, at some time: from pinned memory, else the host would wait until all before it is done."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _passes(
+    training: Training,
+    size: Size,
+    weight: float,
+    captions: Tensor,
+    places: Tensor,
+    sample: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+) -> Tensor:
+    """Forward and backward: all that a batch has the device do, given numbers (B,) and draws (B, 4, h, w) there."""
+    batch = training.latents.batch(size, places, sample)
     embeds = training.captions.encode(captions)
     alphas = training.alphas[timesteps]
     predicted = _predict(
@@ -211,7 +246,10 @@ def _loss(training: Training, numbers: list[int], key: tuple[int, ...]) -> Tenso
         embeds.text_embeds,
         batch.time_ids,
     )
-    return denoising_loss(predicted, noise, batch.mask, snr_weights(alphas, config.snr_gamma))
+    loss = denoising_loss(predicted, noise, batch.mask, snr_weights(alphas, training.config.snr_gamma)) * weight
+    loss.backward()  # type: ignore[no-untyped-call]
+    training.learner.collect()
+    return loss.detach()
 
 
 def _predict(

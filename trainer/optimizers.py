@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +82,15 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Every group's learning rate is its peak times the factor."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
+
+
+def clear_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Before the first backward pass of a step: 0 for all that learns, in the place where it was, to which a recorded
+    step adds; none for what does not."""
+    for parameter in parameters:
+        if not parameter.requires_grad:
+            parameter.grad = None
+        elif parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        else:
+            parameter.grad.zero_()

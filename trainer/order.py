@@ -1,14 +1,14 @@
 """Which pictures make up which batch: all of one size, every picture equally often, the same for the same seed."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 Size = TypeVar("Size")
 
 
-def batches(sizes: Sequence[Size], *, count: int, batch_size: int, seed: int) -> list[list[int]]:
-    """`count` batches of picture numbers, `batch_size` each, of equal size within a batch.
+def batches(sizes: Sequence[Size], *, batch_size: int, seed: int) -> Iterator[list[int]]:
+    """Batches of picture numbers without end, `batch_size` each, of equal size within a batch.
 
     Batches of a size come as often as it has pictures, spread evenly; within a size, every picture comes once before
     any comes again. A size with fewer pictures than a batch has places repeats them, with other noise.
@@ -19,15 +19,13 @@ def batches(sizes: Sequence[Size], *, count: int, batch_size: int, seed: int) ->
     order = random.Random(seed)
     decks = [_Deck(members, order) for members in groups.values()]
     debts = [0.0] * len(decks)
-    found = []
-    for _ in range(count):
+    while True:
         for number, deck in enumerate(decks):
             debts[number] += len(deck.members) / len(sizes)
         most = max(debts)
         chosen = order.choice([number for number, debt in enumerate(debts) if debt > most - 1e-9])
         debts[chosen] -= 1
-        found.append([decks[chosen].draw() for _ in range(batch_size)])
-    return found
+        yield [decks[chosen].draw() for _ in range(batch_size)]
 
 
 class _Deck:

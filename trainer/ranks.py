@@ -1,12 +1,15 @@
 """One process or several, one per GPU: who this one is, and how gradients are averaged. accelerate does the rest."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,6 @@ class Ranks:
         for tensor in tensors:
             tensor.copy_(self._accelerator.reduce(tensor, reduction="mean"))
 
-    def part(self, batches: list[list[int]]) -> list[list[int]]:
-        """Those of all batches that are this process's."""
-        return batches[self.rank :: self.count]
+    def part(self, batches: Iterable[T], skipped: int) -> Iterator[T]:
+        """Those of all batches that are this process's, but for the first ones."""
+        return islice(batches, self.rank + skipped * self.count, None, self.count)

@@ -1,6 +1,7 @@
 """A training from prepared pictures to a folder of results, step by step."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from errors import InputError, WeightsError
 from preprocess.examples import Example, read
@@ -17,12 +19,14 @@ from sdxl.models import Models, load_models
 from sdxl.placement import Placement
 from sdxl.progress import Bar
 from trainer.checkpoint import NAME, State, restore, save
+from trainer.config import Config
 from trainer.drawing import draw_pictures
 from trainer.job import Job
 from trainer.latents import Latents
 from trainer.loop import Training, training_steps
 from trainer.pictures import loss_curve
 from trainer.ranks import Ranks
+from trainer.recorded import Recorder
 from trainer.report import Course, write_report
 from trainer.samples import Samples
 from trainer.texts import Captions, triggers_of
@@ -55,8 +59,12 @@ def run(job: Job, say: Say, check: Check) -> None:
         say(f"longer than 75 tokens, what is beyond counts for nothing: {examples[number].caption!r}")
     remedy = "choose a lower resolution or train_batch_size, or gradient_checkpointing=true"
     named = memory_named(f"{job.config.train_batch_size} pictures at once", remedy)
-    with stages.timed("train"), named, exact(), ranged(models):
-        training = Training.begin(models, job.config, captions, latents, pictures=len(prepared.examples), ranks=ranks)
+    with stages.timed("train"), named, exact(), ranged(models), away(models.vae):
+        pictures = len(prepared.examples)
+        recorder = recorder_for(job.config, ranks, models.placement.device, say)
+        training = Training.begin(
+            models, job.config, captions, latents, pictures=pictures, ranks=ranks, recorder=recorder
+        )
         course = _train(training, job, say, check)
     training.require_finite()
     trained = training.learned()
@@ -87,18 +95,42 @@ class Stages:
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
 
 
+def recorder_for(config: Config, ranks: Ranks, device: torch.device, say: Say) -> Recorder | None:
+    """What records the steps of a LoRA on one GPU, where SDXL_ENGINE does not forbid it: eager and diffusers do, and
+    graph goes the same way on a CPU. Full fine-tuning, checkpointing and several processes launch each step anew: what
+    these do in the middle of a step (casts that are kept, random states, other threads' calls) no recording may hold.
+    """
+    name = os.environ.get("SDXL_ENGINE") or "auto"
+    wanted = name in ("auto", "compile", "graph") if device.type == "cuda" else name == "graph"
+    if not wanted or not config.is_lora or config.gradient_checkpointing or ranks.count > 1:
+        return None
+    return Recorder(device, say)
+
+
+@contextmanager
+def away(module: Module) -> Iterator[None]:
+    """In main memory inside: a training wants all of a GPU."""
+    device = next(module.parameters()).device
+    module.to("cpu")
+    try:
+        yield
+    finally:
+        module.to(device)
+
+
 @contextmanager
 def ranged(models: Models) -> Iterator[None]:
-    """On a GPU the text encoders work in bfloat16 inside: in float16 the gradients of the rows would underflow."""
+    """On a GPU the text encoders work in bfloat16 inside: in float16 the gradients of the rows would underflow. Once
+    the captions are remembered they leave it."""
     encoders: list[Any] = [models.text.text_encoder, models.text.text_encoder_2]
-    dtype = encoders[0].dtype
+    dtype, device = encoders[0].dtype, encoders[0].device
     for encoder in encoders if torch.cuda.is_available() else ():
         encoder.to(torch.bfloat16)
     try:
         yield
     finally:
         for encoder in encoders:
-            encoder.to(dtype)
+            encoder.to(device, dtype)
 
 
 @contextmanager

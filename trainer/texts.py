@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from sdxl.finetune.tokens import LearnedEmbedding, LearnedTokens
 from sdxl.text import TextEncoders, token_ids
+from trainer.encoders import Encoder
 
+AT_ONCE = 32  # captions; of SDXL's second encoder these take 0.2 GB in 16 bit
 LENGTH = 77  # places of a text encoder, begin and end among them
 
 
@@ -37,59 +39,69 @@ class TextEmbeds:
 
 
 class Captions:
-    """Captions in tokens, the empty one after them; encoded anew as long as the rows learn, then remembered."""
+    """Captions in tokens, each different one once, the empty one after them; encoded anew as long as the rows learn,
+    then remembered. A caption's number is its place among those that were given; `empty` is that of the empty one."""
 
     def __init__(self, text: TextEncoders, captions: Sequence[str], triggers: Mapping[str, Sequence[int]]) -> None:
         self._text = text
-        self._triggers = triggers
         self.rows: tuple[nn.Parameter, nn.Parameter] | None = None
+        self._encoders: tuple[Encoder, Encoder] | None = None
         self._cached: TextEmbeds | None = None
         self.empty = len(captions)
         self.cut: list[int] = []  # captions that are longer than the encoders
         self.forwards = 0  # how often an encoder has worked
-        both = (text.tokenizer, text.tokenizer_2)
+        texts = [*captions, ""]
+        different = {caption: place for place, caption in enumerate(dict.fromkeys(texts))}
+        device = text.text_encoder.device
+        self._places = torch.tensor([different[caption] for caption in texts]).to(device)
         blank = torch.zeros(0, 0)
         words = LearnedTokens("training", (blank, blank), triggers, "token")
-        texts = [*captions, ""]
-        self._ids = [self._tokenized(tokenizer, texts, words) for tokenizer in both]
+        both = [self._tokenized(tokenizer, texts, words) for tokenizer in (text.tokenizer, text.tokenizer_2)]
+        first = list(map(texts.index, different))
+        self._ids = [ids[first].to(device) for ids in both]
 
     @property
     def remembered(self) -> bool:
         """Whether no encoder is needed any more."""
         return self._cached is not None
 
-    def encode(self, picked: Tensor) -> TextEmbeds:
-        """Those of captions by number (B,); gradients reach the rows."""
+    def learn(self, rows: tuple[nn.Parameter, nn.Parameter]) -> None:
+        """Read captions with these rows from now on, by the encoders as they are now."""
+        self.rows = rows
+        self._encoders = Encoder(self._text.text_encoder), Encoder(self._text.text_encoder_2)
+
+    def encode(self, numbers: Tensor) -> TextEmbeds:
+        """Those of captions by number (B,), on the device; gradients reach the rows."""
+        places = self._places[numbers]
         if self._cached is not None:
-            places = picked.to(self._cached.text_embeds.device)
             return TextEmbeds(self._cached.prompt_embeds[places], self._cached.text_embeds[places])
-        states, pooled = [], None
-        for number, encoder in enumerate((self._text.text_encoder, self._text.text_encoder_2)):
-            # A view: of a parameter, torch would make one of the encoder
-            LearnedEmbedding.of(encoder).rows = self.rows[number][:] if self.rows else None
-            ids = self._ids[number][picked].to(encoder.device)
-            output = encoder(ids, output_hidden_states=True)
-            self.forwards += 1
-            states.append(output.hidden_states[-2])
-            if isinstance(encoder, CLIPTextModelWithProjection):
-                places = ids.argmax(-1)  # the learned token, else the first end: see LearnedTokens.pooled_at
-                last = output.last_hidden_state[torch.arange(len(ids), device=ids.device), places]
-                pooled = encoder.text_projection(last)
-        assert pooled is not None
-        return TextEmbeds(torch.cat(states, -1), pooled)
+        return self._encoded(places)
 
     @torch.no_grad()
     def remember(self) -> None:
-        """Encode all captions for the last time: the rows do not change any more."""
-        parts = [self.encode(torch.tensor([number])) for number in range(self.empty + 1)]
+        """Encode all captions for the last time: the rows learn no more, and no encoder works any more."""
+        for rows in self.rows or ():
+            rows.requires_grad_(False)
+        places = torch.arange(self._ids[0].shape[0], device=self._places.device)
+        parts = [self._encoded(some) for some in torch.split(places, AT_ONCE)]
         self._cached = TextEmbeds(
             torch.cat([each.prompt_embeds for each in parts]), torch.cat([each.text_embeds for each in parts])
         )
+        self._encoders = None
+        modules: list[nn.Module] = [self._text.text_encoder, self._text.text_encoder_2]
+        for module in modules if self._places.is_cuda else ():
+            module.to("cpu")
 
-    def release(self) -> None:
-        """Leave the encoders as they were found."""
-        for encoder in (self._text.text_encoder, self._text.text_encoder_2):
-            LearnedEmbedding.of(encoder).rows = None
+    def _encoded(self, places: Tensor) -> TextEmbeds:
+        """Those at these places among the different ones."""
+        assert self.rows is not None
+        assert self._encoders is not None
+        (first, _), (second, pooled) = (
+            encoder(ids[places], rows) for encoder, ids, rows in zip(self._encoders, self._ids, self.rows, strict=True)
+        )
+        assert pooled is not None
+        self.forwards += 2
+        return TextEmbeds(torch.cat((first, second), -1), pooled)
 
     def _tokenized(self, tokenizer: CLIPTokenizer, texts: Sequence[str], words: LearnedTokens) -> Tensor:
         """(N, 77)"""
