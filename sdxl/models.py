@@ -92,6 +92,11 @@ def narrower(files: ModelFiles) -> float:
 
 
 def _unet(made_of: dict[str, Any]) -> UNet2DConditionModel:
+    if made_of.get("time_cond_proj_dim") is not None:
+        raise WeightsError(
+            "The UNet is a whole LCM that reads the guidance scale; start the model that it was distilled from, and "
+            "send its .safetensors file as replicate_weights."
+        )
     unet: UNet2DConditionModel = UNet2DConditionModel.from_config(made_of)
     return unet
 

@@ -1,6 +1,8 @@
 """Few-step weights: how they are told from others, and what a prediction with them does."""
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +16,16 @@ from PIL import Image
 from errors import InputError, WeightsError
 from predict import Predictor
 from sdxl.few_step import KINDS, LCM, named, of_model
-from sdxl.models import Models, config_of
+from sdxl.models import Models, config_of, load_models
 from sdxl.output import read_parameters
+from sdxl.placement import Placement
 from sdxl.request import DEFAULTS, Sampling
 from tests import tuned, tunes
 from tests.painting import SAMPLING, difference, picture
 from tests.predicting import DEFAULTS as SIGNATURE
 from tests.predicting import predict, show
 from tests.test_state import started
+from weights import MINIATURE, resolve
 
 UNASKED = Sampling(**SAMPLING | DEFAULTS)
 OFFICIAL = {
@@ -264,6 +268,15 @@ def test_a_whole_lcm_unet_has_its_guidance_built_in(models: Models, tmp_path: Pa
         slot.set([])
         plain: Any = models.base(latents, torch.tensor(499), **told)
     assert (plain.sample - expected).abs().max() > 0.05
+
+
+def test_a_model_with_such_a_unet_is_refused(tmp_path: Path) -> None:
+    """It would draw without being told the scale that it waits for, and nobody would know why so badly."""
+    base = shutil.copytree(MINIATURE / "base", tmp_path / "base")
+    config = json.loads((base / "unet" / "config.json").read_text())
+    (base / "unet" / "config.json").write_text(json.dumps({**config, "time_cond_proj_dim": 32}))
+    with pytest.raises(WeightsError, match="a whole LCM that reads the guidance scale"):
+        load_models(resolve(str(tmp_path)), Placement(torch.device("cpu"), "resident"), torch.float32)
 
 
 def test_half_of_such_a_unet_is_refused(models: Models, tmp_path: Path) -> None:
