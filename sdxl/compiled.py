@@ -16,11 +16,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from sdxl.layout import joined
 from sdxl.linear import Layer
@@ -125,28 +127,48 @@ def compiled(wanted: Sequence[Kind], device: torch.device, dtype: torch.dtype, f
             torch.compiler.load_cache_artifacts(_make(folder / name, wanted, device, dtype).read_bytes())
         function = compile_block()
         check(function, wanted, device, dtype)
-        return function
+        return OrPlain(function)
     except Exception as error:  # noqa: BLE001 - compilers fail in many ways, and a prediction can do without
-        reason = " ".join(str(error).split())[:300]
-        logging.getLogger(__name__).warning("The UNet is not compiled: %s: %s", type(error).__name__, reason)
+        _warn(error)
         return None
 
 
+@dataclass
+class OrPlain:
+    """A compiled block; for good the plain one once it meets what it was not compiled for, and cannot be."""
+
+    function: BlockFunction
+    failed: bool = False
+
+    def __call__(self, x: Tensor, key: Tensor, value: Tensor, w: Block) -> Tensor:
+        if not self.failed:
+            try:
+                return self.function(x, key, value, w)
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+                self.failed = True
+                _warn(error)
+        return block(x, key, value, w)
+
+
+def _warn(error: Exception) -> None:
+    reason = " ".join(str(error).split())[:300]
+    logging.getLogger(__name__).warning("The UNet is not compiled: %s: %s", type(error).__name__, reason)
+
+
 def _make(path: Path, wanted: Sequence[Kind], device: torch.device, dtype: torch.dtype) -> Path:
-    """Have it compiled by another process, at low priority."""
+    """Have it compiled by another process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "sdxl.compiled", str(path), str(device), str(dtype).removeprefix("torch.")]
     command += [f"{each.width}:{each.heads}" for each in wanted]
-    run = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=lambda: os.nice(10) and None
-    )
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if run.returncode:
         raise RuntimeError((run.stderr.strip().splitlines() or ["no reason given"])[-1])
     return path
 
 
 def main(words: Sequence[str]) -> None:
-    """Compile, and keep what came of it."""
+    """Compile at low priority, and keep what came of it."""
+    os.nice(10)
     path, device, dtype = Path(words[0]), torch.device(words[1]), getattr(torch, words[2])
     wanted = [Kind(*map(int, word.split(":"))) for word in words[3:]]
     check(compile_block(), wanted, device, dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 from errors import InputError
 from sdxl.linear import KINDS, Fp8, Int8, Kind, Linear
 from sdxl.placement import Placement
-from sdxl.unet import Block, UNet
+from sdxl.unet import Block, UNet, block
 
 QUANTIZATIONS = ("none", *KINDS)
 
@@ -27,7 +27,8 @@ def require(quantization: str, placement: Placement) -> None:
 
 
 class EightBit:
-    """`unet` computes with 8-bit copies of a UNet's weights. What stays: convolutions, and what runs once a request."""
+    """`unet` computes with 8-bit copies of a UNet's weights. What stays: convolutions, and what runs once a request.
+    Its blocks are not compiled: that would happen in the middle of a request, and from the ninth version on fail it."""
 
     def __init__(self, unet: UNet, quantization: str) -> None:
         self.quantization = quantization
@@ -35,7 +36,7 @@ class EightBit:
         self._copies: list[tuple[Tensor, Tensor, Tensor]] = []  # a weight, its copy and its scale
         self._versions: list[int] = []
         with torch.inference_mode(False), torch.no_grad():
-            self.unet = replace(unet, blocks=tuple(map(self._block, unet.blocks)))
+            self.unet = replace(unet, blocks=tuple(map(self._block, unet.blocks)), block=block)
         self._versions = self._now()
 
     def refresh(self) -> None:

@@ -8,6 +8,7 @@ every call copies its inputs there. Weights are read where they lie, so folding 
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from sdxl.unet import Told, UNet
 from sdxl.workers import Workers
 
 MOST = 8  # shapes that are kept
+MOST_BYTES = 2 * 2**30  # of what they are told; one that is told more is kept alone
 Key = tuple[tuple[int, ...], ...]
 
 
@@ -58,16 +60,26 @@ class Places:
     latents: Tensor
     timestep: Tensor
     told: Told
-    holds: Told | None = None  # whose copy `told` is; None while it is being written
+    holds: weakref.ref[Tensor] | None = None  # `added` of what `told` is a copy of; None while it is being written
     called: set[str] = field(default_factory=set)
+    refused: int = 0  # recordings that there was no memory for
     recordings: dict[str, Recording] = field(default_factory=dict)
+
+    @classmethod
+    def like(cls, latents: Tensor, timestep: Tensor, told: Told) -> Places:
+        """For such inputs. Samplers differ in the type of their timesteps; float32 holds them all."""
+        return cls(latents.clone(), timestep.to(torch.float32, copy=True), told.map(torch.clone))
+
+    def bytes(self) -> int:
+        """What they are told, in memory."""
+        return sum(tensor.nbytes for tensor in self.told.tensors())
 
     def fill(self, latents: Tensor, timestep: Tensor, told: Told) -> None:
         """Copy a call's inputs there; what is the same at every step, once."""
-        if self.holds is not told:
+        if self.holds is None or self.holds() is not told.added:
             self.holds = None
             torch._foreach_copy_(self.told.tensors(), told.tensors())
-            self.holds = told
+            self.holds = weakref.ref(told.added)
         self.latents.copy_(latents)
         self.timestep.copy_(timestep)
 
@@ -81,9 +93,8 @@ class Graphs:
         self._device, self._worker = device, worker
         self._places: OrderedDict[Key, Places] = OrderedDict()
         self._failed = False  # whatever a driver has against graphs, it will have again
-        cuda = device.type == "cuda"
-        self._pool: Any = torch.cuda.graph_pool_handle() if cuda else None
-        self._stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
+        self._handle: Any = None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def full(self, latents: Tensor, timestep: Tensor, told: Told) -> tuple[Tensor, Tensor]:
         """As `UNet.full`; the results are overwritten by the next call of the same shape."""
@@ -104,38 +115,80 @@ class Graphs:
     def _at(self, latents: Tensor, timestep: Tensor, told: Told) -> Places:
         """The places of this shape, filled."""
         key = (tuple(latents.shape), tuple(told.key_values[0][0].shape))
-        places = self._places.get(key)
-        if places is None:
-            places = Places(latents.clone(), timestep.clone(), told.map(lambda tensor: tensor.clone()))
-            self._places[key] = places
-            while len(self._places) > MOST:
-                self._places.popitem(last=False)
+        if key not in self._places:
+            self._places[key] = self._fresh(latents, timestep, told)
+        places = self._places[key]
         self._places.move_to_end(key)
+        while len(self._places) > MOST or sum(each.bytes() for each in self._places.values()) > MOST_BYTES:
+            if len(self._places) == 1:
+                break
+            self._places.popitem(last=False)
         places.fill(latents, timestep, told)
         return places
 
+    def _fresh(self, latents: Tensor, timestep: Tensor, told: Told) -> Places:
+        try:
+            return Places.like(latents, timestep, told)
+        except torch.OutOfMemoryError:
+            self._forget()
+        return Places.like(latents, timestep, told)
+
+    def _forget(self, but: Places | None = None) -> None:
+        """Let go of the other shapes, and of memory that nothing lies in."""
+        for key in [key for key, places in self._places.items() if places is not but]:
+            del self._places[key]
+        torch.cuda.empty_cache()
+
     def _call(self, kind: str, places: Places, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        if kind not in places.recordings:
-            return self._worker.submit(lambda: self._launch(kind, places, work)).result()
-        recording = places.recordings[kind]
-        recording.replay()
-        return recording.outputs
+        if kind in places.recordings:
+            recording = places.recordings[kind]
+            recording.replay()
+            return recording.outputs
+        job = self._worker.submit(lambda: self._launch(kind, places, work))
+        try:
+            return job.result()
+        except BaseException:
+            job.wait()  # what comes next may wait for the device, which a recording forbids, or use the same scratch
+            raise
 
     def _launch(self, kind: str, places: Places, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """The first call of a shape as it is, the second recorded."""
         with torch.inference_mode(), _on(self._stream):
-            if kind not in places.called or self._failed:
-                outputs = work()
-                places.called.add(kind)
-                return outputs
+            if kind in places.called and places.refused < 2 and not self._failed:
+                recording = self._record(places, work)
+                if recording is not None:
+                    places.recordings[kind] = recording
+                    recording.replay()
+                    return recording.outputs
             try:
-                places.recordings[kind] = recording = record(work, self._device, self._pool)
-            except RuntimeError as error:
-                self._failed = True
-                logging.getLogger(__name__).warning("The UNet runs without CUDA graphs: %s", str(error)[:200])
-                return work()
-            recording.replay()
-            return recording.outputs
+                outputs = work()
+            except torch.OutOfMemoryError:
+                outputs = ()
+            if not outputs:  # outside of the clause that holds, by its error, what the call had in hand
+                self._forget(but=places)
+                outputs = work()
+            places.called.add(kind)
+            return outputs
+
+    def _record(self, places: Places, work: Callable[[], tuple[Tensor, ...]]) -> Recording | None:
+        """None if that does not work: for this shape, if twice there is no memory for it; for all, if it is anything
+        else. During a recording torch gives back no memory that nothing lies in."""
+        try:
+            return record(work, self._device, self._pool())
+        except torch.OutOfMemoryError:
+            places.refused += 1
+        except RuntimeError as error:
+            self._failed = True
+            logging.getLogger(__name__).warning("The UNet runs without CUDA graphs: %s", str(error)[:200])
+        if not self._failed:
+            self._forget(but=places)
+        return None
+
+    def _pool(self) -> Any:
+        """The memory that all recordings share; it ends with the last of them, and its number cannot be used again."""
+        if self._device.type == "cuda" and not any(each.recordings for each in self._places.values()):
+            self._handle = torch.cuda.graph_pool_handle()
+        return self._handle
 
 
 @contextmanager

@@ -262,6 +262,7 @@ def is_known(module: UNet2DConditionModel) -> bool:
         and config.act_fn == "silu"
         and config.time_cond_proj_dim is None
         and config.mid_block_type == "UNetMidBlock2DCrossAttn"
+        and not any(hasattr(each, "base_layer") for each in module.modules())  # PEFT's, beside the weights
     )
 
 

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 
 import weights
+from sdxl.compiled import Kind, OrPlain, example
 from sdxl.engine import Engines
 from sdxl.models import Models, load_models
 from sdxl.placement import Placement
@@ -127,6 +130,19 @@ def test_a_damaged_file_is_made_anew(folder: Path) -> None:
     picture(other)
     assert other.engines.of(other.base)._unet.block is not block
     assert len(kept.read_bytes()) > 10_000
+
+
+def test_what_it_was_not_compiled_for_is_not_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    """As where the compiler has made so many versions that it refuses one more."""
+    arguments = example(Kind(32, 2), torch.device("cpu"), torch.float32)
+
+    def refused(*_: object) -> Tensor:
+        raise FailOnRecompileLimitHit("Hard failure")
+
+    tried = OrPlain(refused)
+    with torch.inference_mode():
+        assert all(torch.equal(tried(*arguments), block(*arguments)) for _ in range(2))
+    assert caplog.messages == ["The UNet is not compiled: FailOnRecompileLimitHit: Hard failure"]
 
 
 @pytest.mark.parametrize("fault", ["no compiler", "no folder"])

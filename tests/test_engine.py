@@ -1,6 +1,7 @@
 """What calls the UNet: the same picture by every engine, the fast modes, and what each costs in calls and likeness."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,13 @@ import weights
 from errors import InputError
 from sdxl.eight_bit import EightBit
 from sdxl.engine import ENGINES, Engine, Engines
-from sdxl.graphs import MOST, Graphs
+from sdxl.graphs import MOST, Graphs, Recording, record
 from sdxl.layout import joined
+from sdxl.linear import Int8, Layer, int8
 from sdxl.models import Models, load_models
 from sdxl.placement import Placement
 from sdxl.unet import Block, Told, UNet, block
+from sdxl.workers import Job, Workers
 from tests import tunes
 from tests.painting import difference, picture, pictures
 from tests.tuned import read_tensors, slot_for
@@ -107,6 +110,8 @@ def test_a_request_that_is_cut_short_leaves_nothing_in_the_places(models: Models
         pass
 
     class Cutting:
+        added = torch.zeros(1)
+
         def tensors(self) -> list[Tensor]:
             raise Cut
 
@@ -271,12 +276,136 @@ def test_a_device_that_records_no_graphs(
     assert caplog.messages == ["The UNet runs without CUDA graphs: operation not permitted when stream is capturing"]
 
 
+def test_a_recording_that_lacks_memory_is_tried_once_more(
+    models: Models, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without what other shapes hold; and other shapes are recorded afterwards."""
+    tries = list[int]()
+    graphed = by(models, "graph")
+    runs: Any = graphed.engines.of(graphed.base)._runs
+
+    def scarce(*arguments: Any) -> Recording:
+        tries.append(len(runs._places))
+        if len(tries) in (2, 4, 5):
+            raise torch.OutOfMemoryError
+        return record(*arguments)
+
+    monkeypatch.setattr("sdxl.graphs.record", scarce)
+    for width in (64, 72, 80, 64):
+        asked: dict[str, Any] = {"width": width, "height": 64, "num_inference_steps": 5}
+        assert difference(picture(graphed, **asked), picture(models, **asked)) == 0
+    assert tries == [1, 2, 1, 2, 1, 2]
+    assert [len(places.recordings) for places in runs._places.values()] == [0, 1]
+    assert not caplog.messages
+
+
+def test_a_shape_without_memory_gets_that_of_the_others(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphed = by(models, "graph")
+    runs = graphed.engines.of(graphed.base)._runs
+    assert isinstance(runs, Graphs)
+    picture(graphed, num_inference_steps=2)
+    full = UNet.full
+
+    def scarce(unet: UNet, latents: Tensor, timestep: Tensor, told: Told) -> tuple[Tensor, Tensor]:
+        if len(runs._places) > 1:
+            raise torch.OutOfMemoryError
+        return full(unet, latents, timestep, told)
+
+    asked: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 2}
+    expected = picture(models, **asked)
+    monkeypatch.setattr(UNet, "full", scarce)
+    assert difference(picture(graphed, **asked), expected) == 0
+
+
+def test_long_prompts_are_not_kept_by_the_dozen(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdxl.graphs.MOST_BYTES", 2**20)
+    graphed = by(models, "graph")
+    runs = graphed.engines.of(graphed.base)._runs
+    assert isinstance(runs, Graphs)
+    told = list[int]()
+    for words in (600, 400, 200):
+        asked: dict[str, Any] = {"prompt": "circle " * words, "num_inference_steps": 3}
+        assert difference(picture(graphed, **asked), picture(models, **asked)) == 0
+        told.append(sum(places.bytes() for places in runs._places.values()))
+        assert told[-1] <= 2**20 or len(runs._places) == 1
+    assert max(told) > 2**20
+    assert all(places.holds is not None and places.holds() is None for places in runs._places.values())
+
+
+def test_a_recording_serves_all_samplers(models: Models) -> None:
+    """DDIM's timesteps are whole numbers, and need not be those of the next request."""
+    config = dict(models.scheduler_config) | {"timestep_spacing": "linspace"}
+    graphed, plain = (replace(by(models, name), scheduler_config=config) for name in ("graph", "eager"))
+    picture(graphed, scheduler="DDIM")
+    assert difference(picture(graphed), picture(plain)) == 0
+
+
+def test_a_cancel_leaves_nothing_that_is_being_launched(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cut(BaseException):
+        pass
+
+    jobs = list[Job[Any]]()
+
+    class Slow(Workers):
+        def submit(self, work: Callable[[], Any]) -> Job[Any]:
+            def late() -> Any:
+                time.sleep(0.2)
+                return work()
+
+            def cut() -> None:
+                raise Cut
+
+            jobs.append(super().submit(late))
+            monkeypatch.setattr(jobs[-1], "result", cut)
+            return jobs[-1]
+
+    graphed = by(models, "graph")
+    graphed.engines.recorder = Slow(1, "slow")
+    with pytest.raises(Cut):
+        picture(graphed)
+    assert jobs[0].finished
+
+
+def test_products_in_int8_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU wants them: a picture of 64 x 64 has 8 rows where SDXL's UNet is deepest."""
+    product = torch._int_mm
+
+    def picky(a: Tensor, b: Tensor) -> Tensor:
+        assert len(a) > 16
+        return product(a, b)
+
+    x, (weight, scale) = torch.randn(8, 64), int8(torch.randn(32, 64))
+    layer = Int8(weight, scale[:, 0], None)
+    expected = layer(torch.cat([x, x, x]))[:8]
+    monkeypatch.setattr(torch, "_int_mm", picky)
+    assert torch.equal(layer(x), expected)
+
+
 class Behind(Engines):
     """`auto` as it is on a GPU, with blocks that are compiled already."""
 
     @property
     def resolved(self) -> str:
         return "auto"
+
+
+def test_eight_bits_are_never_compiled_within_a_request(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiled block is for the blocks that it was compiled for."""
+
+    def strict(x: Tensor, key: Tensor, value: Tensor, w: Block) -> Tensor:
+        assert isinstance(w.attn1.out, Layer)
+        return block(x, key, value, w)
+
+    monkeypatch.setattr("sdxl.engine.compiled", lambda *_: strict)
+    placement = Placement(CPU, "resident")
+    engines = Behind(placement, "auto")
+    swapped = load_models(weights.resolve("miniature"), placement, torch.float32, engines=engines)
+    engine = engines.of(swapped.base)
+    assert engine._compiling is not None
+    engine._compiling.wait()
+    expected = picture(models, quantization="int8")
+    assert likeness(picture(swapped, quantization="int8"), expected) > 30
+    assert engine._unet.block is strict
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt])
