@@ -49,7 +49,7 @@ class Painter:
             self.models = load_models(files, placement, dtype, defer_refiner=defer, engines=engines)
         with stages.timed("engines"):
             engines.prepare(self.models.base, None if defer else self.models.refiner)
-        self.writers = Workers(os.cpu_count() or 1, "writer")
+        self.writers = Workers(min(4, os.cpu_count() or 1), "writer")  # each that uses the GPU keeps some of its memory
         self.outputs = OutputFolders(self.writers)
         with stages.timed("fine-tunes"):
             self.fine_tunes = FineTunes(self.models, boot, os.environ.get("SDXL_MODEL", ""))

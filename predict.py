@@ -221,7 +221,7 @@ class Predictor(BaseRunner):
             default=1,
         ),
         quantization: str = Input(
-            description="For speed on cards that have it (int8: A100, A40 and later; fp8: L40S, H100 and later): most products of the UNet in 8 bits. Changes the picture a little.",
+            description="An experiment: most products of the UNet in 8 bits (int8: A100, A40 and later; fp8: L40S, H100 and later). Changes the picture a little; not faster until its own blocks are compiled too.",
             choices=["none", "int8", "fp8"],
             default="none",
         ),

@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from sdxl.layout import joined
 from sdxl.linear import Layer
@@ -69,8 +68,8 @@ def compile_block() -> BlockFunction:
     import torch.fx.experimental._config as sizes
 
     sizes.use_duck_shape, sizes.backed_size_oblivious = False, True
-    torch._dynamo.config.recompile_limit = 32  # all UNets of a process together
-    return torch.compile(_opaque, dynamic=True, fullgraph=True)
+    function: BlockFunction = torch.compile(_opaque, dynamic=True, fullgraph=True)
+    return function
 
 
 def example(kind: Kind, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Block]:
@@ -144,7 +143,7 @@ class OrPlain:
         if not self.failed:
             try:
                 return self.function(x, key, value, w)
-            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
                 self.failed = True
                 _warn(error)
         return block(x, key, value, w)

@@ -83,7 +83,8 @@ def denoise(
     noise_preds: deque[Tensor] = deque(maxlen=5)
     for expert in experts:
         calls = [call for step in expert.steps for call in step]
-        timesteps = iter(torch.tensor([call.timestep for call in calls], device=latents.device).unbind())
+        told = torch.tensor([call.timestep for call in calls])
+        timesteps = iter(told.to(latents.device, non_blocking=True).unbind())
         number = count()
         for step, guided in zip(expert.steps, expert.guided, strict=True):
             for call in step:

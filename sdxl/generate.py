@@ -86,7 +86,7 @@ def generate(
     if image is not None:
         with progress.stage("encode_image"):
             posterior = encode_image(models, image)
-    for seeds in _together(models, request):
+    for seeds in _together(models, request, len(embeds)):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         draw = partial(_draw, generators, _latent_shape(models, request), models.placement.device)
         with progress.stage("denoise"):
@@ -98,10 +98,11 @@ def generate(
             yield request.canvas.finish(picture)
 
 
-def _together(models: Models, request: Request) -> Iterator[Sequence[int]]:
-    """The seeds, in groups that are computed at once: fewer of large pictures, which fill a GPU by themselves."""
+def _together(models: Models, request: Request, tokens: int) -> Iterator[Sequence[int]]:
+    """The seeds, in groups that are computed at once: fewer of large pictures, which fill a GPU by themselves, and of
+    long prompts, whose keys and values take 333 KB of SDXL's memory per picture and token."""
     area = models.native**2 / (request.canvas.width * request.canvas.height)
-    most = max(1, int(models.placement.at_once * min(1.0, area)))
+    most = max(1, int(models.placement.at_once * min(1.0, area, 4 * 77 / tokens)))
     yield from (request.seeds[at : at + most] for at in range(0, len(request.seeds), most))
 
 

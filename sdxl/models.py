@@ -144,6 +144,7 @@ def load_models(
             module = blank(folder, make)
             return pool.submit(lambda: fill(module, read_tensors(folder, device, dtype), device))
 
+        @torch.inference_mode(False)  # it may be a request that asks for it first; weights are no tensors of a request
         def load_refiner() -> UNet2DConditionModel:
             assert files.refiner is not None
             folder = files.refiner / "unet"
