@@ -227,7 +227,7 @@ def _from_url(url: str, manner: Manner, stop: Stop | None) -> Path:
         return path
     _require_online(path)
     with locked(folder / ".lock"):
-        get = network.getter(allow_private=False, timeout=(10, manner.patience.window))
+        get = network.getter(allow_private=False, timeout=(10, manner.patience.window), stop=stop)
         download.fetch([Item(url, path)], get, label="checkpoint", manner=replace(manner, limit=LARGEST), stop=stop)
         try:
             require_base_checkpoint(path)
@@ -245,7 +245,7 @@ def _hub(parts: tuple[str, ...], manner: Manner, stop: Stop | None) -> dict[str,
         token = os.environ.get("HF_TOKEN")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # The operator chose this endpoint: it may be a mirror inside, and the environment's proxies apply
-        get = network.getter(allow_private=True, headers=headers, timeout=(10, manner.patience.window))
+        get = network.getter(allow_private=True, headers=headers, timeout=(10, manner.patience.window), stop=stop)
         with ExitStack() as locks:
             for folder in missing:  # in one order for all processes, so that none waits for another in a ring
                 locks.enter_context(locked(folder / ".lock"))
