@@ -23,7 +23,7 @@ from tests.painting import difference, picture, pictures
 from tests.tuned import read_tensors, slot_for
 
 # The compiler uses what torch itself deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+pytestmark = [pytest.mark.soak, pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")]
 
 PLACEMENT = Placement(torch.device("cpu"), "resident")
 CHANGES: list[dict[str, Any]] = [
