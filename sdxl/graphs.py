@@ -153,7 +153,7 @@ class Graphs:
 
     def _launch(self, kind: str, places: Places, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """The first call of a shape as it is, the second recorded."""
-        with torch.inference_mode(), _on(self._stream):
+        with torch.inference_mode(), ordered(self._stream):
             if kind in places.called and places.refused < 2 and not self._failed:
                 recording = self._record(places, work)
                 if recording is not None:
@@ -192,7 +192,7 @@ class Graphs:
 
 
 @contextmanager
-def _on(stream: Any) -> Iterator[None]:
+def ordered(stream: Any) -> Iterator[None]:
     """Launch on a stream that is in order with the current one."""
     if stream is None:
         yield

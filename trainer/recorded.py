@@ -9,13 +9,14 @@ kind, and what it leaves behind (gradients) lies where it did at the recording. 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sdxl.graphs import ordered
 
 Work = Callable[..., Tensor]
 
@@ -47,7 +48,7 @@ class Recorder:
         inputs alone, and `work` neither waits for the device nor takes anything else that changes from the host."""
         if not self._works:
             return work(*inputs)
-        with _on(self._stream):
+        with ordered(self._stream):
             known = self._kinds.get(kind)
             if known is None:
                 self._kinds[kind] = _Kind([each.clone() for each in inputs])
@@ -106,16 +107,3 @@ def _record(work: Work, places: Sequence[Tensor], device: torch.device, pool: An
         return result
 
     return replay
-
-
-@contextmanager
-def _on(stream: Any) -> Iterator[None]:
-    """Launch on a stream that is in order with the current one."""
-    if stream is None:
-        yield
-        return
-    current = torch.cuda.current_stream(stream.device)
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        yield
-    current.wait_stream(stream)
