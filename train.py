@@ -27,6 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 import weights
 from errors import InputError, reported
 from fetch import answers
+from fetch.disk import read_ahead
 from fetch.inputs import guard_downloads
 from fetch.sources import Tokens
 from limits import checked, stated
@@ -417,10 +418,7 @@ def _on_its_way(model: Optional[str], cut: answers.Stop) -> Iterator[Future[Mode
 def _fetched(model: Optional[str], cut: answers.Stop) -> ModelFiles:
     """What a training needs of the model. The kernel is asked to read it now, not when the model is loaded."""
     files = weights.resolve(model, parts=("base", "vae"), stop=cut)
-    found = [files.base] if files.base.is_file() else sorted(files.base.rglob("*.safetensors"))
-    for path in found if hasattr(os, "posix_fadvise") else ():
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    read_ahead(files.base)
     return files
 
 

@@ -66,7 +66,10 @@ def require_space(folder: Path, need: int) -> None:
 
 
 def read_ahead(path: Path) -> None:
-    """Tell the system to read a file of weights into memory, or those of a folder; where both are, those in 16 bits."""
+    """Tell the system to read a file of weights into memory, or those of a folder; where both are, those in 16 bits.
+    Where a system cannot be told (macOS) nothing happens."""
+    if not hasattr(os, "posix_fadvise"):
+        return
     found = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
     halved = {file.parent for file in found if ".fp16" in file.name}
     for file in found:

@@ -189,12 +189,9 @@ class UNet:
         added = m.add_embedding(torch.cat([text_embeds, sizes], -1).to(prompt_embeds.dtype))
         return Told(tuple(pairs), added)
 
-    def __call__(self, latents: Tensor, timestep: Tensor, told: Told) -> Tensor:
-        """latents (B, 4, h, w), timestep () or (B,) -> what the UNet takes for noise, (B, 4, h, w)."""
-        return self.full(latents, timestep, told)[0]
-
     def full(self, latents: Tensor, timestep: Tensor, told: Told) -> tuple[Tensor, Tensor]:
-        """The same, and what the deep layers gave: what comes into the last up block, for `shallow`."""
+        """latents (B, 4, h, w), timestep () or (B,) -> what the UNet takes for noise, (B, 4, h, w), and what its deep
+        layers gave: what comes into the last up block, for `shallow`."""
         emb, work = self._embedding(latents, timestep, told), zip(self.blocks, told.key_values, strict=True)
         skips = [self.conv_in(latents)]
         x = skips[0]
@@ -207,7 +204,7 @@ class UNet:
         return self._out(x, emb, skips), x
 
     def shallow(self, latents: Tensor, timestep: Tensor, told: Told, deep: Tensor) -> Tensor:
-        """As a call, but with the deep layers' result of an earlier step (DeepCache, arXiv 2312.00858): only the first
+        """As `full`, but with the deep layers' result of an earlier step (DeepCache, arXiv 2312.00858): only the first
         down block and the last up block work."""
         emb = self._embedding(latents, timestep, told)
         skips = [self.conv_in(latents)]

@@ -18,6 +18,7 @@ from sdxl.generate import memory_named
 from sdxl.models import Models, load_models
 from sdxl.placement import Placement
 from sdxl.progress import Bar
+from sdxl.stages import Stages
 from trainer.checkpoint import NAME, State, restore, save
 from trainer.config import Config
 from trainer.drawing import draw_pictures
@@ -41,7 +42,7 @@ Check = Callable[[], None]
 def run(job: Job, say: Say, check: Check) -> None:
     """Train, and leave weights, report and pictures in `job.out`. What `check` raises ends it between two steps, with
     the state in `job.checkpoint`."""
-    ranks, stages = Ranks.joined(), Stages(job)
+    ranks, stages = Ranks.joined(), Stages(job.seconds)
     prepared = read(job.folder)
     with stages.timed("load"):
         models = load(job)
@@ -79,20 +80,6 @@ def run(job: Job, say: Say, check: Check) -> None:
     told = {**job.settings, **asdict(job.config), "sample_prompts": job.sample_prompts, "steps": training.steps}
     write_report(job.out, prepared, told, replace(course, seconds=stages.seconds))
     loss_curve(training.losses, training.pivot).save(job.out / "loss.png")
-
-
-class Stages:
-    """How long each took."""
-
-    def __init__(self, job: Job) -> None:
-        self.seconds = dict(job.seconds)
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Add what is inside to a stage."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
 
 
 def recorder_for(config: Config, ranks: Ranks, device: torch.device, say: Say) -> Recorder | None:
