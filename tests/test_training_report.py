@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -186,6 +186,7 @@ def test_a_curve_falls_as_the_losses_do() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(0, 1e6) | st.just(math.nan) | st.just(math.inf), max_size=12), st.integers(0, 14))
+@example([5e-324], 0)
 def test_a_curve_of_anything(losses: list[float], pivot: int) -> None:
     image = loss_curve(losses, pivot)
     assert image.size == (960, 480)

@@ -17,6 +17,7 @@ LEFT, TOP, RIGHT, BOTTOM = 76, 48, 24, 52  # its margins
 FINER = 2  # times as large drawn, then made smaller: lines without stairs
 TILE, GAP = 256, 12  # pixels of a picture of the grid, at most, and between two
 TICKS = 6
+NOTHING = 1e-290  # a loss so small is none: parts of it are no numbers any more
 
 Point = tuple[float, float]
 
@@ -62,7 +63,7 @@ class Axes:
     def around(cls, steps: Sequence[int], losses: Sequence[float]) -> Axes:
         """Up to what all but a hundredth of the losses reach: a single one far off shall not flatten the others."""
         top = quantiles(losses, n=100, method="inclusive")[-1] if len(losses) > 1 else losses[0]
-        return cls((0, max(steps[-1], 1)), (0, top * 1.08 or 1.0))
+        return cls((0, max(steps[-1], 1)), (0, top * 1.08 if top > NOTHING else 1.0))
 
     def at(self, step: float, loss: float) -> Point:
         """Where a loss is; one above the top is at the top."""
