@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "errors": set(),
     "sdxl": set(),
     "local": set(),
+    "gateway": {"fetch", "local"},
     "miniature": set(),
     "benchmarks": {"predict", "miniature", "weights", "sdxl", "local", "fetch", "trainer", "preprocess", "tests"},
 }
