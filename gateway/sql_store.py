@@ -56,8 +56,14 @@ class Connections(Generic[C]):
         self._close(connection)
 
     def close(self) -> None:
+        """Those that are out are closed when they come back."""
         with self._lock:
             self._closed = True
+        self.clear()
+
+    def clear(self) -> None:
+        """Whoever comes next gets a new one."""
+        with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
             self._close(connection)
