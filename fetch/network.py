@@ -34,6 +34,7 @@ from errors import WeightsError
 from fetch.answers import Stop, shown
 
 Get = Callable[[str, Mapping[str, str]], requests.Response]
+Allowed = Callable[[str], bool]  # of an IP address
 
 REDIRECTS = 10
 ADDRESSES = 4  # of a host that are tried: each may take the whole time to connect
@@ -54,8 +55,8 @@ def is_public(address: str) -> bool:
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
-def connect_checked(connection: HTTPConnection, stop: Stop) -> socket.socket:
-    """A socket to the connection's host, resolved once and only to public addresses, until `stop`."""
+def connect_checked(connection: HTTPConnection, stop: Stop, allowed: Allowed | None = None) -> socket.socket:
+    """A socket to the connection's host, resolved once and only to allowed addresses (public ones), until `stop`."""
     try:
         found = socket.getaddrinfo(connection.host, connection.port, type=socket.SOCK_STREAM)
     except UnicodeError as error:  # a label too long for DNS
@@ -63,7 +64,7 @@ def connect_checked(connection: HTTPConnection, stop: Stop) -> socket.socket:
     except socket.gaierror as error:
         raise NameResolutionError(connection.host, connection, error) from error
     addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
-    if not addresses or not all(map(is_public, addresses)):
+    if not addresses or not all(map(allowed or is_public, addresses)):
         # The address itself stays unsaid: an error must not map the private network.
         raise WeightsError(f"host {connection.host!r} is not on the public internet; use a public http(s) URL")
     failure: OSError = OSError("no address")
@@ -79,6 +80,14 @@ def connect_checked(connection: HTTPConnection, stop: Stop) -> socket.socket:
         except OSError as error:
             failure = error
     raise NewConnectionError(connection, f"no connection: {failure}") from failure
+
+
+def is_own(url: str) -> bool:
+    """Whether a URL is one of SDXL_OWN_FILES: the address, such as http://127.0.0.1:4711/, at which the server that
+    stands in front of this one keeps the files of requests. It lies in the private network, and nothing else there is
+    meant by it."""
+    own = os.environ.get("SDXL_OWN_FILES", "")
+    return own.endswith("/") and url.startswith(own)
 
 
 @contextmanager
@@ -125,24 +134,28 @@ class LimitedHTTPS(LimitedHTTP, HTTPSConnection):
 
 
 class CheckedHTTP(LimitedHTTP):
+    allowed: Allowed | None = None  # an Adapter puts its own here
+
     def _new_conn(self) -> socket.socket:
-        return connect_checked(self, self.stop)
+        return connect_checked(self, self.stop, self.allowed)
 
 
 class CheckedHTTPS(LimitedHTTPS):
+    allowed: Allowed | None = None
+
     def _new_conn(self) -> socket.socket:
-        return connect_checked(self, self.stop)
+        return connect_checked(self, self.stop, self.allowed)
 
 
 class Adapter(HTTPAdapter):
-    """`requests` with our connections; the checked ones reach public addresses only."""
+    """`requests` with our connections; the checked ones reach public addresses only, or those that are `allowed`."""
 
-    def __init__(self, *, checked: bool, stop: Stop) -> None:
-        self.checked, self.stop = checked, stop
+    def __init__(self, *, checked: bool, stop: Stop, allowed: Allowed | None = None) -> None:
+        self.checked, self.stop, self.allowed = checked, stop, allowed
         super().__init__(pool_connections=8, pool_maxsize=16)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        own = {"stop": self.stop}
+        own = {"stop": self.stop, "allowed": staticmethod(self.allowed) if self.allowed else None}
 
         class Plain(HTTPConnectionPool):
             ConnectionCls = type("HTTP", (CheckedHTTP if self.checked else LimitedHTTP,), own)
