@@ -58,14 +58,14 @@ def check(url: str, rules: Rules) -> None:
         parts = parse_url(url)
     except LocationParseError as error:
         raise ValueError(f"{_named(url)} is no valid URL; use https://host/path") from error
-    host = parts.host or ""
+    scheme, host = parts.scheme or "", parts.host or ""
     own = rules.loopback and (host == "localhost" or (_is_address(host) and rules.allowed(host.strip("[]"))))
     schemes = ("https", "http") if rules.plain or own else ("https",)
-    if parts.scheme not in schemes or not host:
+    if scheme not in schemes or not host:
         raise ValueError(f"{_named(url)} is not an {' or '.join(schemes)} URL; use {schemes[0]}://host/path")
     if parts.auth is not None:
         raise ValueError(f"{_named(url)} holds a user name or password; leave it out and check the signature instead")
-    port = PORTS[parts.scheme] if parts.port is None else parts.port
+    port = PORTS[scheme] if parts.port is None else parts.port
     if not own and port not in rules.ports | set(PORTS.values()):
         raise ValueError(f"{_named(url)} names port {port}; use 80 or 443, or have the operator allow it")
     if _is_address(host) and not rules.allowed(host.strip("[]")):
