@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import torch
 from cog import BaseModel, Input, Path
@@ -253,7 +253,14 @@ def train(
 ) -> TrainingOutput:
     """Weights that draw what the pictures show: a LoRA, or the whole UNet, and new words for it."""
     with reported():
-        return TrainingOutput(weights=Path(beside(partial(_train, checked(LIMITS, locals())))))
+        return TrainingOutput(weights=_given_out(beside(partial(_train, checked(LIMITS, locals())))))
+
+
+def _given_out(result: pathlib.Path) -> Path:
+    """What coglet sends on: the file, in base64 in its answer. With SDXL_RESULT_PATHS=1, for who sees this disk, the
+    address of it: a whole UNet is 5 GB."""
+    by_path = os.environ.get("SDXL_RESULT_PATHS") == "1"
+    return cast(Path, result.as_uri()) if by_path else Path(result)
 
 
 def _train(asked: SimpleNamespace, stop: Stop) -> pathlib.Path:

@@ -23,7 +23,7 @@ from cog.types import get_filename
 from errors import InputError, SDXLError
 from fetch.answers import Get, shown
 from fetch.inline import decoded
-from fetch.network import at_most, getter
+from fetch.network import at_most, getter, is_own
 
 MOST = 100 * 2**20  # bytes: what coglet takes in a request body
 DEADLINE = 60.0  # seconds for so many bytes, the more the longer: while one input comes, nobody else is served
@@ -44,12 +44,11 @@ Beside = Callable[[Callable[[Stop], Path]], Path]
 def guard_downloads(beside: Beside, *, allow_private: bool, most: int = MOST) -> None:
     """`beside` runs work on a thread that no cancel meets. `allow_private`: the operator wants inputs from a private
     network, a file server beside this one say. `most` is the largest file in bytes."""
-    accept, deadline = Path.validate, DEADLINE * max(1.0, most / MOST)
-    get = getter(allow_private=allow_private, timeout=SILENCE, patience=deadline)
-    source = _Source(get, most, deadline)
+    accept, sources = Path.validate, {private: Source.of(allow_private=private, most=most) for private in (False, True)}
 
     def validate(value: Any) -> pathlib.Path:
         fetched = isinstance(value, str) and FETCHED.match(value)
+        source = sources[allow_private or bool(fetched and is_own(value.lstrip()))]
         path: pathlib.Path = beside(partial(source.file, value.lstrip())) if fetched else accept(value)
         return path
 
@@ -57,25 +56,34 @@ def guard_downloads(beside: Beside, *, allow_private: bool, most: int = MOST) ->
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """Where files come from; `most` in bytes, `deadline` in seconds for the body of one."""
 
     get: Get
     most: int
     deadline: float
 
+    @classmethod
+    def of(cls, *, allow_private: bool, most: int = MOST) -> "Source":
+        """Files of at most so many bytes, with the time that they may take."""
+        deadline = DEADLINE * max(1.0, most / MOST)
+        return cls(getter(allow_private=allow_private, timeout=SILENCE, patience=deadline), most, deadline)
+
+    def save(self, url: str, file: IO[bytes], stop: Stop) -> None:
+        """Write what is behind an http(s) or data: URL into a file. InputError, or what stop raises."""
+        if url[:5].lower() == "data:":
+            _decode(url, file)
+        else:
+            self._download(url, file, stop)
+
     def file(self, url: str, stop: Stop) -> Path:
         """The file behind a URL. It goes when its path is let go, as coglet does once a prediction is over."""
-        data = url[:5].lower() == "data:"
-        file = tempfile.NamedTemporaryFile(suffix=_ending(url) if data else _name(url), delete=False)  # noqa: SIM115
+        file = tempfile.NamedTemporaryFile(suffix=file_name(url), delete=False)  # noqa: SIM115
         path = Path(file.name)
         weakref.finalize(path, pathlib.Path(file.name).unlink, missing_ok=True)
         try:
             with file:
-                if data:
-                    _decode(url, file)
-                else:
-                    self._download(url, file, stop)
+                self.save(url, file, stop)
         except BaseException:
             path.unlink(missing_ok=True)  # the error may be held for long, and with it the path
             raise
@@ -105,12 +113,11 @@ def _decode(url: str, file: IO[bytes]) -> None:
     file.write(content)
 
 
-def _ending(url: str) -> str:
-    kind = url[5:200].partition(",")[0].partition(";")[0]
-    return mimetypes.guess_extension(kind) or ""
-
-
-def _name(url: str) -> str:
+def file_name(url: str) -> str:
+    """What a URL calls its file; of a data: URL only the ending is known."""
+    if url[:5].lower() == "data:":
+        kind = url[5:200].partition(",")[0].partition(";")[0]
+        return mimetypes.guess_extension(kind) or ""
     try:
         name: str = get_filename(url)
     except ValueError as error:

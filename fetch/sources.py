@@ -8,7 +8,8 @@
     a path                                                where the caller allows it
 
 SDXL_REPLICATE_ENDPOINT, HF_ENDPOINT and SDXL_CIVITAI_ENDPOINT name other servers for the three services; what the
-operator names so may lie in a private network. All else must be public, unless SDXL_PRIVATE_INPUTS is 1.
+operator names so may lie in a private network, as may SDXL_OWN_FILES (network.py). All else must be public, unless
+SDXL_PRIVATE_INPUTS is 1.
 """
 
 import os
@@ -23,6 +24,7 @@ from urllib.parse import parse_qs, quote, unquote
 
 from errors import WeightsError
 from fetch.answers import Item, shown
+from fetch.network import is_own
 from fetch.repository import ADAPTER, choose, goal_of, with_config
 
 ACCEPTED = (
@@ -193,7 +195,7 @@ def stem(name: str) -> str:
 def _plain(match: Known, _: Tokens, __: Ask) -> tuple[Remote, ...]:
     url = match["url"]
     name = stem(unquote(url.partition("?")[0].partition("#")[0]))
-    return (Remote(url, shown=shown(url)[:200], private=_private_inputs(), name=name),)
+    return (Remote(url, shown=shown(url)[:200], private=_private_inputs() or is_own(url), name=name),)
 
 
 def _replicate(match: Known, tokens: Tokens, _: Ask) -> tuple[Remote, ...]:

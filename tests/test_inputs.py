@@ -57,6 +57,27 @@ def test_an_operator_may_allow_them(web: FileServer) -> None:
         assert fetch(f"{web.url}/{name}").read_bytes() == b"x" * 100
 
 
+def test_what_stands_in_front_of_the_server_may_keep_its_files(
+    web: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDXL_OWN_FILES", f"{web.url}/")
+    guard(allow_private=False)
+    assert fetch(f"{web.url}/small").read_bytes() == b"x" * 100
+    with file_server() as other:
+        for url in (f"{other.url}/small", web.url.replace("127.0.0.1", "localhost") + "/small"):
+            with pytest.raises(InputError, match="not on the public internet"):
+                fetch(url)
+        assert other.log == []
+
+
+@pytest.mark.parametrize("own", ["", "http://127.0.0.1:{port}", "http://127"])
+def test_half_an_address_allows_nothing(own: str, web: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDXL_OWN_FILES", own.format(port=web.url.rpartition(":")[2]))
+    guard(allow_private=False)
+    with pytest.raises(InputError, match="not on the public internet"):
+        fetch(f"{web.url}/small")
+
+
 def test_a_file_goes_with_its_path(web: FileServer, tmp_path: Path) -> None:
     guard(allow_private=True)
     for url in (f"{web.url}/small", "data:image/png;base64,aGVsbG8="):

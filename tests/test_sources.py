@@ -465,6 +465,13 @@ def test_private_addresses_are_refused(web: FileServer, monkeypatch: pytest.Monk
     assert web.log == []
 
 
+def test_what_stands_in_front_of_the_server_may_keep_weights(web: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SDXL_PRIVATE_INPUTS")
+    monkeypatch.setenv("SDXL_OWN_FILES", f"{web.url}/")
+    assert got(f"{web.url}/any/TOK.safetensors?key")[0].key == hashlib.sha256(LORA).hexdigest()
+    assert "public internet" in refused(f"{web.url.replace('127.0.0.1', 'localhost')}/any/TOK.safetensors")
+
+
 def test_a_redirect_inside_is_refused(web: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first hop is let through as if it were public; the second is the attack."""
     monkeypatch.delenv("SDXL_PRIVATE_INPUTS")
