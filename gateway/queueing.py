@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.calls import call
 from gateway.jobs import ENDED, Claimed, Job, Json
-from gateway.policy import takes_warm
+from gateway.policy import LOOKED_AT, may_pass
 from gateway.records import get_version, made_version
 from gateway.sql import Row, Transaction, insert, job_changes, job_of, job_row, marks
 from gateway.store import NoVersionError, StaleError
@@ -17,9 +17,14 @@ LOST = "The worker that ran this was lost {} times; the last time it was not hea
 NO_VERSION = "The version that this was to run was deleted."
 NO_WEIGHTS = "The training ended without weights."
 FRESH: Json = {"status": "starting", "started_at": None, "output": None, "logs": "", "metrics": {}}
-CANDIDATE = """select id, created_at, passed, fence, attempt from jobs
+CANDIDATES = """select id, created_at, passed, fence, attempt, weights_key from jobs
     where status = 'starting' and worker is null and pool = ? and base = ? {}
-    and (deadline is null or deadline > ?) order by created_at, id limit 1"""
+    and (deadline is null or deadline > ?) order by created_at, id"""
+CANDIDATE = CANDIDATES + " limit 1"
+UNUSED = f"""select id from ({CANDIDATES.format("")} limit {LOOKED_AT}) as oldest where not exists
+    (select 1 from jobs as running where running.worker is not null and running.completed_at is null
+    and running.pool = ? and running.base = ? and running.weights_key = oldest.weights_key)
+    order by created_at, id limit 1"""
 SWEPT = 500  # jobs in one sweep; the next one takes the rest
 
 
@@ -60,16 +65,17 @@ def claim(
 def _next(
     transaction: Transaction, pools: Sequence[str], bases: Sequence[str], warm: Sequence[str], now: float
 ) -> Row | None:
+    """By gateway.policy."""
     oldest = _first(_oldest(transaction, pools, bases, now))
     if oldest is None:
         return None
-    ready = _first(_ready(transaction, pools, bases, warm, now))
-    if ready is None or ready["id"] == oldest["id"]:
+    chosen = _first(_ready(transaction, pools, bases, warm, now)) or _first(_unused(transaction, pools, bases, now))
+    if chosen is None or chosen["id"] == oldest["id"]:
         return oldest
-    if not takes_warm(oldest["created_at"], oldest["passed"], ready["created_at"]):
+    if not may_pass(chosen["created_at"], oldest["created_at"], oldest["passed"]):
         return oldest
     transaction.rows("update jobs set passed = passed + 1 where id = ?", oldest["id"])
-    return ready
+    return chosen
 
 
 def _oldest(transaction: Transaction, pools: Sequence[str], bases: Sequence[str], now: float) -> Iterator[Row]:
@@ -88,6 +94,15 @@ def _ready(
         pool, _, key = each.partition(":")
         for base in bases if pool in pools else ():
             yield from transaction.rows(statement, pool, base, key, now)
+
+
+def _unused(transaction: Transaction, pools: Sequence[str], bases: Sequence[str], now: float) -> Iterator[Row]:
+    """Found before it is locked, so that not all that are looked at are: another may have it by then."""
+    locked = CANDIDATES.format("and id = ?") + transaction.skipping
+    for pool in pools:
+        for base in bases:
+            for row in transaction.rows(UNUSED, pool, base, now, pool, base):
+                yield from transaction.rows(locked, pool, base, row["id"], now)
 
 
 def _first(rows: Iterator[Row]) -> Row | None:
@@ -177,7 +192,7 @@ def sweep(transaction: Transaction, now: float, *, attempts: int) -> None:
     late = "completed_at is null and deadline is not null and deadline <= ?"
     for job in _these(transaction, late, now):
         _end(transaction, job, now, status="canceled", fence=job.fence + 1)
-    for job in _these(transaction, "lease_until is not null and lease_until <= ?", now):
+    for job in _these(transaction, "worker is not null and completed_at is null and lease_until <= ?", now):
         if job.attempt >= attempts:
             _end(transaction, job, now, status="failed", error=LOST.format(job.attempt), fence=job.fence + 1)
         else:

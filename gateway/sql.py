@@ -28,7 +28,8 @@ SCHEMA: tuple[tuple[str, ...], ...] = (
         """create index jobs_warm on jobs (pool, base, weights_key, created_at, id)
             where status = 'starting' and worker is null""",
         "create index jobs_open on jobs (owner) where completed_at is null",
-        "create index jobs_leases on jobs (lease_until) where lease_until is not null",
+        """create index jobs_running on jobs (pool, base, weights_key)
+            where worker is not null and completed_at is null""",
         "create index jobs_deadlines on jobs (deadline) where completed_at is null and deadline is not null",
         "create index jobs_listed on jobs (owner, kind, created_at, id)",
         "create index jobs_kept on jobs (completed_at) where data_removed = 0 and completed_at is not null",

@@ -62,8 +62,8 @@ class Store(Protocol):
     def claim(
         self, worker: str, pools: Sequence[str], bases: Sequence[str], warm: Sequence[str], now: float, lease: float
     ) -> Claimed | None:
-        """The next job for a worker that serves these pools and base versions: the oldest with warm weights
-        ("pool:weights_key") if it may pass the oldest of all (policy.takes_warm), else the oldest of all."""
+        """The next job for a worker that serves these pools and base versions and holds these weights
+        ("pool:weights_key"), by gateway.policy: jobs for the same weights follow each other, and nobody starves."""
 
     def report(
         self,
