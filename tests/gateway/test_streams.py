@@ -8,7 +8,6 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -58,9 +57,9 @@ def parsed(block: str) -> tuple[str, str, str]:
     return named["event"], "\n".join(value for name, value in fields if name == "data"), named["id"]
 
 
-@pytest.fixture
-def streaming(tmp_path: Path) -> Iterator[Streaming]:
-    store = new_store(tmp_path)
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Streaming]:
+    store = new_store(tmp_path_factory.mktemp("streams"))
     hubs: list[Hub] = []
 
     async def look(job_id: str) -> Json | None:
@@ -80,6 +79,13 @@ def streaming(tmp_path: Path) -> Iterator[Streaming]:
 
     with served(Starlette(routes=routes(look, watch, KEY), lifespan=lifespan)) as url:
         yield Streaming(url, store)
+
+
+@pytest.fixture
+def streaming(shared: Streaming) -> Iterator[Streaming]:
+    yield shared
+    for job in shared.store.list("prediction", "me"):
+        shared.store.cancel(job.id, 1.0)
 
 
 def ended(store: Store, status: str, **news: Any) -> str:
