@@ -76,7 +76,10 @@ def setup(*, as_json: bool) -> None:
 
 
 class Logged:
-    """One line for each answer: the route's pattern rather than the address, which may be a secret itself."""
+    """One line for each answer that changed or refused something, under the route's pattern: addresses may be secrets.
+
+    What only reads, and a worker's calls, go by the thousand and are counted in the metrics.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -85,7 +88,7 @@ class Logged:
         """One request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        began, statuses = time.perf_counter(), [0]
+        began, statuses = time.perf_counter(), [500]
 
         async def noting(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -95,7 +98,9 @@ class Logged:
         try:
             return await self.app(scope, receive, noting)
         finally:
-            route = getattr(scope.get("route"), "path", "an address without a route")
-            job = scope.get("path_params", {}).get("job_id") or about.get()
-            seconds = round(time.perf_counter() - began, 4)
-            log.info("%s %s", scope["method"], route, extra={"status": statuses[0], "seconds": seconds, "job": job})
+            usual = scope["method"] in ("GET", "HEAD") or scope["path"].startswith("/_worker/")
+            if statuses[0] >= 400 or not usual:
+                route = getattr(scope.get("route"), "path", "an address without a route")
+                job = scope.get("path_params", {}).get("job_id")
+                seconds = round(time.perf_counter() - began, 4)
+                log.info("%s %s", scope["method"], route, extra={"status": statuses[0], "seconds": seconds, "job": job})

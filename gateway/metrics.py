@@ -6,6 +6,7 @@ database, read when asked (the same from every gateway: take the maximum).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ AWAY = 60.0  # seconds without a heartbeat after which a worker is not reported
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "QUERY"})  # a client may make up others
 QUICK = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)  # seconds, of answers
 LONG = (0.05, 0.25, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 600.0, 1800.0, 7200.0)  # seconds, of jobs
+
+log = logging.getLogger("gateway.jobs")
 
 REGISTRY = CollectorRegistry()
 REQUESTS = Counter("gateway_http_requests", "Answers", ("method", "route", "status"), registry=REGISTRY)
@@ -50,6 +53,8 @@ def claimed(what: Claimed, warm: frozenset[str]) -> None:
     pool, key = POOLS[what.job.kind], what.job.weights_key
     weights = "plain" if not key else "warm" if f"{pool}:{key}" in warm else "cold"
     CLAIMS.labels(pool, weights).inc()
+    facts = {"job": what.job.id, "worker": what.job.worker, "attempt": what.job.attempt, "weights": weights}
+    log.info("taken by a worker", extra=facts)
 
 
 def ended(job: Job) -> None:
@@ -62,6 +67,7 @@ def ended(job: Job) -> None:
     for stage, seconds in stages.items():
         if isinstance(seconds, int | float):
             STAGES.labels(POOLS[job.kind], job.status, stage).observe(seconds)
+    log.info("%s", job.status, extra={"job": job.id, "worker": job.worker, "total": stages["total"]})
 
 
 @dataclass(frozen=True)

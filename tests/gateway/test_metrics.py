@@ -198,13 +198,16 @@ def test_answers_are_logged_by_route_with_the_prediction(lines: Any) -> None:
         logging.getLogger("gateway").warning("looked")
         return PlainTextResponse(request.path_params["job_id"])
 
-    app = Starlette(routes=[Route("/v1/predictions/{job_id}", show)], middleware=[Middleware(logs.Logged)])
+    cancel = Route("/v1/predictions/{job_id}/cancel", show, methods=["POST"])
+    routes = [Route("/v1/predictions/{job_id}", show), cancel]
+    app = Starlette(routes=routes, middleware=[Middleware(logs.Logged)])
     with served(app) as url:
         httpx.get(f"{url}/v1/predictions/abc?token=secret")
+        httpx.post(f"{url}/v1/predictions/abc/cancel?token=secret")
         httpx.get(f"{url}/secret")
     said = [line["fields"] for line in lines() if line["target"] == "gateway.http"]
     assert all(line.pop("seconds") >= 0 for line in said)
     assert said == [
-        {"message": "GET /v1/predictions/{job_id}", "status": 200, "prediction_id": "abc"},
+        {"message": "POST /v1/predictions/{job_id}/cancel", "status": 200, "prediction_id": "abc"},
         {"message": "GET an address without a route", "status": 404},
     ]
