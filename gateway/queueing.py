@@ -171,7 +171,7 @@ def hand_back(
     transaction: Transaction, job_id: str, fence: int, now: float, *, error: str | None, attempts: int
 ) -> Job:
     job = _held(transaction, job_id, fence)
-    if job.ended or job.worker is None:
+    if job.ended:
         raise StaleError(job_id)
     if error is None:  # a worker that stops is no fault of the job
         return _queue_again(transaction, job, attempt=job.attempt - 1)
@@ -213,7 +213,8 @@ def _these(transaction: Transaction, condition: str, now: float) -> list[Job]:
 
 
 def _held(transaction: Transaction, job_id: str, fence: int) -> Job:
-    row = transaction.row("select * from jobs where id = ? and fence = ?" + transaction.waiting, job_id, fence)
+    statement = "select * from jobs where id = ? and fence = ? and worker is not null" + transaction.waiting
+    row = transaction.row(statement, job_id, fence)
     if row is None:
         raise StaleError(job_id)
     return job_of(row)
