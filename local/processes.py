@@ -26,8 +26,11 @@ def _die_with_parent() -> Callable[[], None] | None:
     return ask
 
 
-def spawn(command: Sequence[str], *, folder: Path, environment: Mapping[str, str]) -> "subprocess.Popen[str]":
-    """Start command in a session of its own, so that Ctrl-C reaches only us; its output is one pipe of lines."""
+def spawn(
+    command: Sequence[str], *, folder: Path, environment: Mapping[str, str], handles: Sequence[int] = ()
+) -> "subprocess.Popen[str]":
+    """Start command in a session of its own, so that Ctrl-C reaches only us; its output is one pipe of lines. It
+    inherits the open files that handles name."""
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -39,6 +42,7 @@ def spawn(command: Sequence[str], *, folder: Path, environment: Mapping[str, str
         encoding="utf-8",
         errors="replace",
         start_new_session=True,
+        pass_fds=handles,
         preexec_fn=_die_with_parent(),
     )
 

@@ -8,6 +8,7 @@ GATEWAY_WARM            pools that are started at once and stay; default: predic
 GATEWAY_IDLE            seconds after which the others are stopped; default: 60
 GATEWAY_TOGETHER        yes, no, or the bytes that both pools need in memory; default: yes without a GPU
 GATEWAY_DRAIN           seconds for a job under way after SIGTERM, before it is handed back; default: 20
+GATEWAY_PATIENCE        seconds for a job to honour a cancel before its process is killed; default: 30
 GATEWAY_WORKER          this agent's name
 GATEWAY_AGENT_STATE     folder for what is owed to the gateway; one for each agent
 GATEWAY_PRIVATE_INPUTS  1: inputs may be fetched from the private network
@@ -25,8 +26,9 @@ from typing import IO
 from fetch.answers import Stop
 from gateway.agent.lane import BEAT, lanes_of
 from gateway.agent.link import AwayError, GoneError, RefusedError
-from gateway.agent.settings import Settings, SettingsError
+from gateway.agent.settings import Settings
 from gateway.agent.station import Station
+from gateway.settings import SettingsError
 from local.annotations import SchemaError
 from local.package import PackageError
 

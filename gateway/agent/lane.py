@@ -88,8 +88,16 @@ class Lane:
             if other is not pool:
                 other.stop(STOPPING)
         with self._watched(task, wishes), Reporter(station.link, task, wishes) as reporter:
-            inputs, properties = station.inputs(pool.mode), station.properties(pool.mode)
-            entry = Run(task, pool, inputs, properties, station.listener, wishes, reporter.tell).into(station.spool)
+            entry = Run(
+                task,
+                pool,
+                station.inputs(pool.mode),
+                station.properties(pool.mode),
+                station.listener,
+                wishes,
+                reporter.tell,
+                station.settings.patience,
+            ).into(station.spool)
             if entry is None:
                 station.spool.release(task)
                 station.log.say(f"{task.id}: canceled")

@@ -23,7 +23,6 @@ from local.client import PREFIXES
 TICK = 0.5  # seconds between health checks
 SETTLED = 0.05  # seconds after its acceptance in which coglet would lose a cancel, or hang in it
 AGAIN = 0.2  # seconds between cancels, and between offers to a busy coglet
-PATIENCE = {"predict": 30.0, "train": 90.0}  # seconds for a cancel to be honoured: a training writes its checkpoint
 LAST_NEWS = 2.0  # seconds for the news of a job that coglet has no more
 CRASHED = "Worker crashed"
 DIED = "the process that runs the predictor died (out of memory?)"
@@ -63,6 +62,7 @@ class Run:
     listener: Listener
     wishes: Wishes
     tell: Callable[[Json], None]  # how it goes, while it goes
+    patience: float  # seconds for coglet to take it, and to honour a cancel
     _accepted: float = 0.0
     _asked: float | None = None  # when coglet was first told to cancel
     _told: float = 0.0  # when it was last told
@@ -91,7 +91,7 @@ class Run:
 
     def _offered(self, given: Json, webhook: str) -> Ending | None:
         """Hand the job to coglet, which may still be busy with the last one; an ending if it never took it."""
-        until = time.monotonic() + PATIENCE[self.pool.mode.verb]
+        until = time.monotonic() + self.patience
         while not self.wishes.stop.is_set() and not self._late():
             try:
                 self.pool.begin(self.task.name, given, webhook)
@@ -148,7 +148,7 @@ class Run:
         gone = not self.pool.cancel(self.task.name)
         if gone and (last := _newest(news, LAST_NEWS)) and (ending := self._heard(last)):
             return ending
-        if gone or now - self._asked > PATIENCE[self.pool.mode.verb]:
+        if gone or now - self._asked > self.patience:
             self.pool.stop(0)
             return Ending("canceled") if self._late() else _handed_back(None)
         return None

@@ -9,16 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.settings import SettingsError
 from local.modes import MODES, Mode
 from local.package import ROOT, Package
 from local.server import SMI_PATIENCE, has_cuda
 
 FULL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*/[a-z0-9][a-z0-9._-]*")
 OURS = "stability-ai/sdxl"  # what people's code calls the model of this package
-
-
-class SettingsError(Exception):
-    """The environment cannot be used; the message says which variable, and what to set it to."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,7 @@ class Settings:
     idle            after which the coglet of another pool is stopped
     together        whether coglets of both pools fit into memory: then neither waits for the other
     drain           how long a job under way may go on after SIGTERM before it is handed back
+    patience        for a job to honour a cancel before its process is killed
     private_inputs  inputs may come from the private network
     """
 
@@ -47,6 +45,7 @@ class Settings:
     idle: float
     together: bool
     drain: float
+    patience: float
     private_inputs: bool
 
     @classmethod
@@ -68,6 +67,7 @@ class Settings:
             idle=_seconds(variables, "GATEWAY_IDLE", 60),
             together=len(pools) > 1 and fits(variables.get("GATEWAY_TOGETHER", "")),
             drain=_seconds(variables, "GATEWAY_DRAIN", 20),
+            patience=_seconds(variables, "GATEWAY_PATIENCE", 30),
             private_inputs=variables.get("GATEWAY_PRIVATE_INPUTS") == "1",
         )
 

@@ -20,7 +20,7 @@ class Predictor(BaseRunner):
             raise RuntimeError("the toy was told to fail in setup")
         if log := os.environ.get("TOY_LOG"):
             with open(log, "a") as file:  # noqa: PTH123
-                file.write("setup\n")
+                file.write(f"setup {time.time()}\n")
 
     def run(
         self,
@@ -32,13 +32,13 @@ class Predictor(BaseRunner):
         seconds: float = Input(description="How long it takes.", ge=0, le=600, default=0),
         action: str = Input(
             description="What happens.",
-            choices=["return", "fail", "crash", "lie", "deaf", "hang"],
+            choices=["return", "fail", "crash", "lie", "hang"],
             default="return",
         ),
     ) -> list[Path]:
         if log := os.environ.get("TOY_LOG"):
             with open(log, "a") as file:  # noqa: PTH123
-                file.write(f"run {text}\n")
+                file.write(f"run {time.time()} {text}\n")
         print(f"text is {text}")
         given = [digest(pathlib.Path(each).read_bytes()) for each in [*([image] if image else []), *(files or [])]]
         assert all(isinstance(each, pathlib.Path) for each in [*([image] if image else []), *(files or [])])
@@ -46,9 +46,9 @@ class Predictor(BaseRunner):
             given.append(digest(requests.get(replicate_weights, timeout=10).content))
         act(action, text)
         end = time.monotonic() + seconds
-        for step in range(10 if seconds else 0):
-            time.sleep(max(0.0, seconds / 10 if action == "deaf" else min(seconds / 10, end - time.monotonic())))
-            print(f"{10 * (step + 1)}%|#| {step + 1}/10")
+        for step in range(20 if seconds else 0):
+            time.sleep(max(0.0, min(seconds / 20, end - time.monotonic())))
+            print(f"{5 * (step + 1)}%|{'#' * step:20}| {step + 1}/20")
         cog.current_scope().record_metric("given", len(given))
         folder = pathlib.Path(tempfile.mkdtemp())
         paths = [folder / f"{number}.json" for number in range(count)]

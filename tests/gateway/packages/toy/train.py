@@ -21,10 +21,10 @@ def train(
 ) -> TrainingOutput:
     if log := os.environ.get("TOY_LOG"):
         with open(log, "a") as file:  # noqa: PTH123
-            file.write("train\n")
+            file.write(f"train {time.time()} {note}\n")
     time.sleep(seconds)
     path = pathlib.Path(tempfile.mkdtemp()) / "trained_model.tar"
     path.write_text(json.dumps({"digest": hashlib.sha256(pathlib.Path(input_images).read_bytes()).hexdigest()}))
     if os.environ.get("SDXL_RESULT_PATHS") == "1":
-        return TrainingOutput(weights=note or path.as_uri())  # type: ignore[arg-type]
+        return TrainingOutput(weights=note or path.as_uri())
     return TrainingOutput(weights=Path(path))

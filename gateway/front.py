@@ -1,0 +1,33 @@
+"""`python -m gateway.front HANDLE`: the gateway on a socket that its parent listens on.
+
+The parent keeps the socket: while this is started anew, clients wait in its queue and are not refused.
+"""
+
+import socket
+import sys
+
+import uvicorn
+
+from gateway.app import create_app
+from gateway.settings import Settings
+
+GRACE = 5  # seconds for answers under way when it ends: long polls are asked again
+
+
+def main() -> int:
+    """Serve until SIGTERM."""
+    app = create_app(Settings.read())
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+    )
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
