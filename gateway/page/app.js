@@ -2,7 +2,7 @@
 import { all, get, takeToken, token } from "./api.js";
 import { History } from "./history.js";
 import { Job, title } from "./job.js";
-import { kindOf } from "./jobs.js";
+import { kindOf, seedOf } from "./jobs.js";
 import { html, render, useEffect, useState } from "./lib.js";
 import { TokenDialog } from "./token.js";
 import { Workshop } from "./workshop.js";
@@ -67,7 +67,7 @@ function App() {
     setPreset({ ...given, number: ++presets });
     location.hash = place;
   };
-  go.again = (job) => into(`#/${kindOf(job) === "training" ? "train" : "create"}/${job.model}/${job.version}`, { input: job.input });
+  go.again = (job) => into(`#/${kindOf(job) === "training" ? "train" : "create"}/${job.model}/${job.version}`, { input: { ...job.input, seed: seedOf(job) } });
   go.picture = (job, picture) => into(`#/create/${job.model}/${job.version}`, { input: job.input, picture });
   go.tryIt = (version, job) => {
     setTurn((before) => before + 1); // there is a model, or a version, more

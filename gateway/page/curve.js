@@ -16,9 +16,11 @@ function thinned(points) {
 }
 
 function smoothed(points) {
-  const kept = Math.max(0, 1 - 12 / Math.max(points.length, 1)); // over a twelfth of what there is
-  let mean = points[0]?.[1];
-  return points.map(([step, loss]) => [step, (mean = kept * mean + (1 - kept) * loss)]);
+  const reach = Math.floor(points.length / 24); // to both sides
+  return points.map(([step], index) => {
+    const near = points.slice(Math.max(0, index - reach), index + reach + 1);
+    return [step, near.reduce((sum, [, loss]) => sum + loss, 0) / near.length];
+  });
 }
 
 const number = (value) => Number(value.toPrecision(3)).toString();

@@ -1,6 +1,6 @@
 // What was asked for before, newest first, a page at a time.
 import { get, own, shown } from "./api.js";
-import { title } from "./job.js";
+import { title, useFollowed } from "./job.js";
 import { isPicture, outputs, pathOf, told, words } from "./jobs.js";
 import { html, useEffect, useRef, useState } from "./lib.js";
 
@@ -44,11 +44,12 @@ function Pages({ path }) {
   return html`
     ${error && html`<p class="error" role="alert">${error}</p>`}
     ${jobs && !jobs.length && html`<p class="hint">Nothing yet.</p>`}
-    <ul class="grid">${(jobs ?? []).map((job) => html`<li key=${job.id}><${Tile} job=${job} /></li>`)}</ul>
+    <ul class="grid">${(jobs ?? []).map((job) => html`<li key=${job.id}><${Tile} first=${job} /></li>`)}</ul>
     ${jobs && next && html`<p class="actions"><button type="button" onClick=${() => more(next)}>Show older ones</button></p>`}`;
 }
 
-function Tile({ job }) {
+function Tile({ first }) {
+  const [job] = useFollowed(first);
   const picture = outputs(job).find(isPicture);
   const place = `#${pathOf(job).replace("/v1", "")}`;
   const sentence = job.data_removed ? "Expired." : told(job);

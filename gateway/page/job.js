@@ -7,7 +7,7 @@ import { Samples, useResult } from "./samples.js";
 import { fileName } from "./schema.js";
 
 /** The job as it goes on, and whether nothing is heard of it at the moment. */
-function useFollowed(first) {
+export function useFollowed(first) {
   const [job, setJob] = useState(first);
   const [lost, setLost] = useState(false);
   const ended = ENDED.has(job.status);
@@ -24,11 +24,13 @@ export function Job({ first, again, start, tryIt, open = false }) {
     ${training ? html`<${Training} job=${job} tryIt=${tryIt} />` : html`<${Results} job=${job} start=${start} />`}
     <footer>
       <p class="title">${open ? "" : html`<a href=${`#/${kindOf(job)}s/${job.id}`}>${title(job)}</a>`}</p>
-      ${!training && html`<${Facts} job=${job} />`}
+      <${Facts} job=${job} />
       ${again && !job.data_removed && html`<button type="button" class="quiet" onClick=${() => again(job)}>Use these parameters again</button>`}
     </footer>
-    <${Parameters} job=${job} open=${open} />
-    ${job.logs && html`<details class="logs"><summary>Log</summary><pre tabindex="0" aria-label="Log">${job.logs}</pre></details>`}
+    <div class="folds">
+      <${Parameters} job=${job} open=${open} />
+      ${job.logs && html`<details class="logs"><summary>Log</summary><pre tabindex="0" aria-label="Log">${job.logs}</pre></details>`}
+    </div>
   </article>`;
 }
 

@@ -2,12 +2,12 @@
 
 const COMPONENT = { prediction: "Input", training: "TrainingInput" };
 
-// What people reach for; all else is folded away below, in groups. A model without any of these shows its first inputs.
+// What people reach for, in this order; all else is folded away below, in groups. A model that has none of these shows
+// its first inputs.
 const USUAL = {
-  prediction: new Set(
-    "prompt negative_prompt image mask prompt_strength width height aspect_ratio num_outputs num_inference_steps guidance_scale seed".split(" "),
-  ),
-  training: new Set("input_images token_string caption_prefix max_train_steps resolution lora_rank seed".split(" ")),
+  prediction:
+    "prompt negative_prompt aspect_ratio num_outputs num_inference_steps guidance_scale width height image mask prompt_strength seed".split(" "),
+  training: "input_images token_string caption_prefix max_train_steps resolution lora_rank seed".split(" "),
 };
 const FIRST = 8;
 const GROUPS = [
@@ -31,13 +31,15 @@ export function fieldsOf(document, kind) {
   const schemas = document.components.schemas;
   const { properties, required = [] } = schemas[COMPONENT[kind]];
   const sorted = Object.entries(properties).sort(([, a], [, b]) => (a["x-order"] ?? 0) - (b["x-order"] ?? 0));
-  const known = sorted.some(([name]) => USUAL[kind].has(name));
-  return sorted.map(([name, property], index) => ({
+  const known = sorted.some(([name]) => USUAL[kind].includes(name));
+  const fields = sorted.map(([name, property], index) => ({
     ...described(name, resolved(property, schemas)),
     required: required.includes(name),
-    usual: required.includes(name) || (known ? USUAL[kind].has(name) : index < FIRST),
+    usual: required.includes(name) || (known ? USUAL[kind].includes(name) : index < FIRST),
     group: GROUPS.find(([, names]) => names.test(name))[0],
   }));
+  const place = ({ name }) => USUAL[kind].indexOf(name) >>> 0; // -1 becomes the last
+  return known ? fields.sort((a, b) => place(a) - place(b)) : fields;
 }
 
 function resolved(property, schemas) {
@@ -51,7 +53,7 @@ function described(name, property) {
   const kind = kindOf(name, property, help);
   return {
     name,
-    label: name.replace(/^num_/, "number_of_").replaceAll("_", " ").replace(/^./, (letter) => letter.toUpperCase()),
+    label: name.replace(/^num_/, "").replaceAll("_", " ").replace(/^./, (letter) => letter.toUpperCase()),
     help,
     kind,
     of: property.items?.type,
