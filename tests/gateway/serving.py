@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,17 +13,18 @@ import uvicorn
 
 
 @contextmanager
-def served(app: Any, **options: Any) -> Iterator[str]:
-    """Its URL. What the application does when it starts and ends is done."""
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2, **options)
-    server = uvicorn.Server(config)
+def served(make: Callable[[str], Any]) -> Iterator[str]:
+    """The URL of what is made for it. What the application does when it starts and ends is done."""
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        config = uvicorn.Config(make(url), log_config=None, access_log=False, timeout_graceful_shutdown=2)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         while not server.started and thread.is_alive():
             time.sleep(0.01)
         try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            yield url
         finally:
             server.should_exit = True
             thread.join()

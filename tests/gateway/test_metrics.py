@@ -121,7 +121,7 @@ def test_answers_are_counted_under_the_route_and_not_the_address(tmp_path: Path)
         return PlainTextResponse("")
 
     app = Starlette(routes=[Route("/v1/predictions/{job_id}", show)], middleware=[Middleware(metrics.Measured)])
-    with served(app) as url:
+    with served(lambda _: app) as url:
         for number in range(20):
             httpx.get(f"{url}/v1/predictions/{number}")
             httpx.get(f"{url}/{number}")
@@ -201,7 +201,7 @@ def test_answers_are_logged_by_route_with_the_prediction(lines: Any) -> None:
     cancel = Route("/v1/predictions/{job_id}/cancel", show, methods=["POST"])
     routes = [Route("/v1/predictions/{job_id}", show), cancel]
     app = Starlette(routes=routes, middleware=[Middleware(logs.Logged)])
-    with served(app) as url:
+    with served(lambda _: app) as url:
         httpx.get(f"{url}/v1/predictions/abc?token=secret")
         httpx.post(f"{url}/v1/predictions/abc/cancel?token=secret")
         httpx.get(f"{url}/secret")

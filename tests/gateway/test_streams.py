@@ -77,7 +77,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Streaming]:
         store.listen(hubs[0].heard)
         yield
 
-    with served(Starlette(routes=routes(look, watch, KEY), lifespan=lifespan)) as url:
+    with served(lambda _: Starlette(routes=routes(look, watch, KEY), lifespan=lifespan)) as url:
         yield Streaming(url, store)
 
 
