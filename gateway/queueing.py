@@ -21,6 +21,7 @@ CANDIDATES = """select id, created_at, passed, fence, attempt, weights_key from 
     where status = 'starting' and worker is null and pool = ? and base = ? {}
     and (deadline is null or deadline > ?) order by created_at, id"""
 CANDIDATE = CANDIDATES + " limit 1"
+ANY = "select id from jobs where status = 'starting' and worker is null and pool = ? and base = ? limit 1"
 UNUSED = f"""select id from ({CANDIDATES.format("")} limit {LOOKED_AT}) as oldest where not exists
     (select 1 from jobs as running where running.worker is not null and running.completed_at is null
     and running.pool = ? and running.base = ? and running.weights_key = oldest.weights_key)
@@ -42,6 +43,10 @@ def create(transaction: Transaction, job: Job) -> Job:
 def get(transaction: Transaction, job_id: str) -> Job | None:
     row = transaction.row("select * from jobs where id = ?", job_id)
     return None if row is None else job_of(row)
+
+
+def is_there_work(transaction: Transaction, pools: Sequence[str], bases: Sequence[str]) -> bool:
+    return any(transaction.row(ANY, pool, base) for pool in pools for base in bases)
 
 
 def claim(

@@ -130,6 +130,10 @@ class SqlStore(ABC):
     def claim(
         self, worker: str, pools: Sequence[str], bases: Sequence[str], warm: Sequence[str], now: float, lease: float
     ) -> Claimed | None:
+        if not self._read(
+            queueing.is_there_work, pools, bases
+        ):  # most who ask find nothing: they need not queue to write
+            return None
         return self._write(queueing.claim, worker, pools, bases, warm, now, lease)
 
     def report(
