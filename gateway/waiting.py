@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 
 Changed = Callable[[float], Awaitable[bool]]
 
+ALL = "*"
+
 
 class Hub:
     """Made in the event loop. Give `heard` to Store.listen: any thread may call it."""
@@ -18,8 +20,8 @@ class Hub:
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
     def heard(self, what: str) -> None:
-        """A job, by its id, or "queue" or "webhooks" changed."""
-        if what in self._waiting:  # most changes interest nobody: the loop is not bothered with them
+        """A job, by its id, or "queue" or "webhooks" changed; "*": anything may have."""
+        if what in self._waiting or what == ALL:  # most changes interest nobody: the loop is not bothered with them
             with suppress(RuntimeError):  # it has ended
                 self._loop.call_soon_threadsafe(self._wake, what)
 
@@ -47,5 +49,6 @@ class Hub:
                 del self._waiting[what]
 
     def _wake(self, what: str) -> None:
-        for event in self._waiting.get(what, ()):
+        whose = self._waiting if what == ALL else [what]
+        for event in [event for each in whose for event in self._waiting.get(each, ())]:
             event.set()
