@@ -61,7 +61,7 @@ def receiver(answer: Callable[[int], tuple[int, dict[str, str]]] | None = None) 
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             with kept.changed:
                 kept.calls.append(Call(self.path, {k.lower(): v for k, v in self.headers.items()}, body))
                 number = len(kept.calls)
