@@ -10,13 +10,14 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from fetch.answers import Stop
 from gateway import downloads, guard, logs, metrics, openapi, shapes, streams, webhooks, worker_api
@@ -74,8 +75,9 @@ def create_app(settings: Settings) -> Starlette:
 
     middleware = [Middleware(metrics.Measured), Middleware(logs.Logged)]
     if settings.origins:
-        allowed = {"allow_origins": settings.origins, "allow_methods": ["*"], "allow_headers": ["*"]}
-        middleware.insert(0, Middleware(CORSMiddleware, **allowed))
+        all_ = ("*",)
+        cors = Middleware(CORSMiddleware, allow_origins=settings.origins, allow_methods=all_, allow_headers=all_)
+        middleware.insert(0, cors)
     return Starlette(routes=routes(site), middleware=middleware, exception_handlers=HANDLERS, lifespan=lifespan)
 
 
@@ -89,7 +91,7 @@ def routes(site: Site) -> list[BaseRoute]:
         Route("/healthz", _healthy),
         Route("/readyz", _ready(site)),
         Route("/metrics", _metrics(site)),
-        Route("/openapi.json", _openapi(site)),
+        *(Route(f"{prefix}/openapi.json", _openapi(site)) for prefix in ("", "/v1")),
         Mount("/", Page(directory=PAGE, html=True, check_dir=False)),
     ]
 
@@ -164,14 +166,16 @@ class Page(StaticFiles):
     """The page for people. It loads nothing from elsewhere but pictures, and nothing may frame it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One file."""
+        """One file; whatever else was asked for is not there."""
+        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(404)
 
-        async def guarded(message: dict[str, object]) -> None:
+        async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *PAGE_HEADERS]  # type: ignore[misc]
-            await send(message)  # type: ignore[arg-type]
+                message["headers"] = [*message["headers"], *PAGE_HEADERS]
+            await send(message)
 
-        await super().__call__(scope, receive, guarded)  # type: ignore[arg-type]
+        await super().__call__(scope, receive, guarded)
 
 
 async def _sweep(site: Site) -> None:

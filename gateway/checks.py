@@ -32,6 +32,10 @@ def _type(error: ValidationError) -> str:
     return f"Invalid type. Expected: {wanted if isinstance(wanted, str) else '/'.join(wanted)}, given: {given}"
 
 
+def _other(error: ValidationError) -> str:
+    return str(error.message)
+
+
 NAMES: tuple[tuple[Any, str], ...] = (
     (bool, "boolean"), (int, "integer"), (float, "number"), (str, "string"), (list, "array"), (dict, "object"),
     (object, "null"),
@@ -53,7 +57,8 @@ WORDS: dict[str, Callable[[ValidationError], str]] = {
 
 def problems(validator: Draft202012Validator, value: Any, root: str) -> list[str]:
     """Lines such as `- input.width: Must be less than or equal to 2048`; empty if all is well."""
-    found = {line for error in validator.iter_errors(value) for line in _lines(error, root)}
+    errors: Iterator[ValidationError] = validator.iter_errors(value)
+    found = {line for error in errors for line in _lines(error, root)}
     return sorted(found)
 
 
@@ -67,7 +72,7 @@ def _lines(error: ValidationError, root: str) -> Iterator[str]:
         meant = [each for each in error.context if each.validator_value != "null"] or [error]
         yield from (line for each in meant[:1] for line in _lines(each, root))
     else:
-        say = WORDS.get(str(error.validator), lambda error: error.message[:200])
+        say = WORDS.get(str(error.validator), _other)
         yield f"- {(place or 'body').lstrip('.')}: {say(error)[:500]}"
 
 

@@ -84,7 +84,9 @@ class Call:
     async def respond(self, site: Site, request: Request) -> Response:
         """The answer; Problem."""
         began = time.monotonic()
-        caller = site.tokens.caller(request) or await site.beside(site.tokens.looked_up, request)
+        caller = site.tokens.caller(request)
+        if caller is None:
+            caller = await site.beside(site.tokens.looked_up, request)
         if caller.scope != self.scope:
             raise Problem(403, f"This token is for {caller.scope} calls, not for {self.scope} calls.")
         left = site.limits.take(caller.account, self.limit) if self.scope == "api" else {}

@@ -222,7 +222,7 @@ def listing(kind: Kind) -> Callable[[Asked], Response]:
         kept = {name: asked.query[name] for name in span if asked.query.get(name)}
         url = f"{site.url}/v1/{shapes.PATHS[kind]}?{urlencode(kept)}{'&' * bool(kept)}"
         results = [shapes.job(site, job) for job in found[:PAGE]]
-        return Answer(shapes.page(url, results, last and (last.created_at, last.id)))
+        return Answer(shapes.page(url, results, (last.created_at, last.id) if last else None))
 
     return answer
 

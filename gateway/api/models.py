@@ -26,7 +26,7 @@ def _list(asked: Asked) -> Response:
     models = site.store.list_models(before=cursor(asked), limit=PAGE + 1)
     last = models[PAGE - 1] if len(models) > PAGE else None
     results = [shapes.model(site, model) for model in models[:PAGE] if find.visible(asked, model)]
-    return Answer(shapes.page(f"{site.url}/v1/models?", results, last and (last.created_at, last.full_name)))
+    return Answer(shapes.page(f"{site.url}/v1/models?", results, (last.created_at, last.full_name) if last else None))
 
 
 def _create(asked: Asked) -> Response:
