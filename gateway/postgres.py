@@ -10,6 +10,7 @@ from typing import Any, Concatenate
 import psycopg
 from psycopg.rows import dict_row
 
+from gateway.notices import LOST, Notices
 from gateway.sql import SCHEMA, Row, Transaction
 from gateway.sql_store import Connections, P, SqlStore, T
 from gateway.store import Heard, UnavailableError
@@ -19,10 +20,7 @@ Connection = psycopg.Connection[Row]
 PATIENCE = 10.0  # seconds that a call waits for a database that is away
 PAUSE = 0.05  # seconds before it is tried again; doubled each time
 LONGEST_PAUSE = 1.0
-CHANNEL = "gateway"
-LISTENED = 0.5  # seconds until the listener looks whether it should end
 MIGRATING = 7_345_108_612  # any number, the same in all gateways
-LOST = (psycopg.OperationalError, psycopg.InterfaceError)  # also deadlocks: begun anew they pass
 
 
 class Postgres(SqlStore):
@@ -37,22 +35,17 @@ class Postgres(SqlStore):
         self._url = url
         self._connections = Connections(self._connect, psycopg.Connection.close)
         self._closing = threading.Event()
-        self._listening = threading.Event()
-        self._listener: threading.Thread | None = None
-        self._write(_migrate)
+        self._patiently(lambda: self._once(_migrate))
+        self._notices = Notices(self._connect)
 
     def close(self) -> None:
         self._closing.set()
-        if self._listener:
-            self._listener.join()
+        self._notices.close()
         self._connections.close()
 
     def listen(self, heard: Heard) -> None:
         super().listen(heard)
-        if self._listener is None:
-            self._listener = threading.Thread(target=self._follow, name="gateway-listener", daemon=True)
-            self._listener.start()
-            self._listening.wait(PATIENCE)
+        self._notices.listen(heard, PATIENCE)
 
     def _connect(self) -> Connection:
         return psycopg.connect(self._url, autocommit=True, row_factory=dict_row)
@@ -65,41 +58,28 @@ class Postgres(SqlStore):
         return self._patiently(once)
 
     def _write(self, function: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        def once() -> T:
-            with self._connections.one() as connection, connection.transaction():
-                transaction = _transaction(connection)
-                result = function(transaction, *args, **kwargs)
-                if transaction.news:
-                    notify = "select pg_notify(%s, told.what) from unnest(%s::text[]) as told(what)"
-                    connection.execute(notify, (CHANNEL, transaction.news))
-                return result
+        result, news = self._patiently(lambda: self._once(function, *args, **kwargs))
+        self._tell(news)
+        self._notices.tell(news)
+        return result
 
-        return self._patiently(once)
+    def _once(
+        self, function: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> tuple[T, Sequence[str]]:
+        with self._connections.one() as connection, connection.transaction():
+            transaction = _transaction(connection)
+            return function(transaction, *args, **kwargs), transaction.news
 
     def _patiently(self, once: Callable[[], T]) -> T:
         pause, until = PAUSE, time.monotonic() + PATIENCE
         while True:
             try:
                 return once()
-            except LOST as error:
+            except LOST as error:  # deadlocks too: begun anew they pass
                 self._connections.clear()  # the others are lost too, as a rule
                 if time.monotonic() + pause > until or self._closing.wait(pause):
                     raise UnavailableError("The database does not answer.") from error
                 pause = min(LONGEST_PAUSE, pause * 2)
-
-    def _follow(self) -> None:
-        """Hears what all gateways tell; whenever the connection is new, something may have gone unheard."""
-        while not self._closing.is_set():
-            try:
-                with self._connect() as connection:
-                    connection.execute(f"listen {CHANNEL}")
-                    self._listening.set()
-                    self._tell(["*"])
-                    while not self._closing.is_set():
-                        for notice in connection.notifies(timeout=LISTENED):
-                            self._tell([notice.payload])
-            except LOST:
-                self._closing.wait(LISTENED)
 
 
 def _transaction(connection: Connection) -> Transaction:
