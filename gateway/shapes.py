@@ -18,7 +18,8 @@ from gateway.site import Site
 
 SECRET = "$secret"  # in a kept input, {"$secret": value} is for the worker alone
 REDACTED = "[REDACTED]"
-OFFICIAL = re.compile(r"replicate", re.IGNORECASE)  # how all official clients begin their User-Agent
+# How all official clients begin their User-Agent; the last is that of the second Python client's module.
+OFFICIAL = re.compile(r"(async)?replicate|_moduleclient/python", re.IGNORECASE)
 PATHS = {"prediction": "predictions", "training": "trainings"}
 EMPTY: Json = {"github_url": None, "paper_url": None, "license_url": None, "weights_url": None, "cover_image_url": None}
 
