@@ -48,6 +48,7 @@ class Standing:
     url: str
     client: httpx.Client
     worker: httpx.Client
+    nobody: httpx.Client
     version: str
     settings: Settings
 
@@ -76,7 +77,7 @@ class Standing:
 
     def anonymous(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Without a token; `path` may be a whole URL."""
-        return httpx.request(method, path if "://" in path else f"{self.url}{path}", timeout=60, **options)
+        return self.nobody.request(method, path, **options)
 
 
 @contextmanager
@@ -94,9 +95,10 @@ def standing(folder: Path, *, output: dict[str, Any] | None = None, **settings: 
         served(make) as url,
         httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60) as client,
         httpx.Client(base_url=url, headers={"Authorization": f"Bearer {WORKER_TOKEN}"}, timeout=60) as worker,
+        httpx.Client(base_url=url, timeout=60) as nobody,
     ):
         about = {"worker": "w", "model": "me/painter", "pools": ["predict"], "hardware": "cpu", "cog_version": "0.23.1"}
         documents = {"predict": schema(output or {"type": "array", "items": FILE}), "train": None}
         answer = worker.post("/_worker/register", json={**about, "schema": documents})
         assert answer.status_code == 200, answer.text
-        yield Standing(url, client, worker, answer.json()["base"], made[0])
+        yield Standing(url, client, worker, nobody, answer.json()["base"], made[0])

@@ -1,0 +1,59 @@
+"""The gateway fuzzed against its own OpenAPI document: whatever is sent, no answer is a server's error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+
+from gateway.app import API
+from gateway.openapi import document
+from tests.gateway.standing import TOKEN, Standing, standing
+
+MANY = 10**9  # calls in a minute
+DOCUMENT = schemathesis.openapi.from_dict(document("http://gateway", API))
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
+    folder = tmp_path_factory.mktemp("fuzz")
+    with standing(folder, creates=MANY, calls=MANY, queued=MANY, webhook_loopback="no") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def known(here: Standing) -> dict[str, str]:
+    """Values for parameters of paths, of what is there: random ones alone would get no further than 404."""
+    job, file = here.create().json()["id"], here.upload(b"x")["id"]
+    owner, name = "me", "painter"
+    return {"job_id": job, "file_id": file, "owner": owner, "name": name, "version_id": here.version}
+
+
+def send(here: Standing, known: dict[str, str], case: schemathesis.Case) -> None:
+    """One call: half of them with ids that exist."""
+    given = case.path_parameters or {}
+    for name, value in given.items():
+        if name in known and len(str(value)) % 2:
+            given[name] = known[name]
+    case.call_and_validate(base_url=here.url, headers={"Authorization": f"Bearer {TOKEN}"}, checks=[not_a_server_error])
+
+
+USUAL = settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@DOCUMENT.parametrize()
+@settings(USUAL, max_examples=8)
+def test_no_call_is_answered_with_an_error_of_ours(
+    case: schemathesis.Case, here: Standing, known: dict[str, str]
+) -> None:
+    send(here, known, case)
+
+
+@pytest.mark.soak
+@DOCUMENT.parametrize()
+@settings(USUAL, max_examples=200)
+def test_nor_is_any_of_many(case: schemathesis.Case, here: Standing, known: dict[str, str]) -> None:
+    send(here, known, case)
