@@ -25,7 +25,7 @@ def document(url: str, calls: Iterable[Call]) -> Json:
     """OpenAPI 3.0, of all calls below /v1."""
     paths: Json = {}
     for call in calls:
-        place = paths.setdefault(call.path, {})
+        place = paths.setdefault(f"/v1{call.path}", {})
         if call.method in METHODS:
             place[call.method.lower()] = operation(call)
         else:
@@ -33,7 +33,7 @@ def document(url: str, calls: Iterable[Call]) -> Json:
     return {
         "openapi": "3.0.3",
         "info": {"title": "Replicate's HTTP API, from your own machines", "version": "1"},
-        "servers": [{"url": f"{url}/v1"}],
+        "servers": [{"url": url}],
         "security": [{"token": []}],
         "paths": paths,
         "components": {

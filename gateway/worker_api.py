@@ -10,6 +10,7 @@ from starlette.responses import Response
 from gateway import metrics, shapes
 from gateway.api.call import Asked, Call
 from gateway.api.files import media_type, safe_name
+from gateway.api.jobs import ID
 from gateway.checks import COMPONENTS
 from gateway.downloads import answer as download
 from gateway.ids import derived_id, version_id
@@ -108,7 +109,7 @@ def _report(asked: Asked) -> Response:
     body, now = asked.body, time.time()
     news = {name: body.get(name) for name in ("status", "output", "error", "logs", "metrics")}
     try:
-        job = asked.site.store.report(asked.path["job_id"], body["fence"], now, **news)
+        job = asked.site.store.report(_id(asked), body["fence"], now, **news)
     except StaleError:
         raise STALE from None
     if job.completed_at == now:
@@ -119,9 +120,7 @@ def _report(asked: Asked) -> Response:
 def _hand_back(asked: Asked) -> Response:
     body, now, attempts = asked.body, time.time(), asked.site.settings.attempts
     try:
-        job = asked.site.store.hand_back(
-            asked.path["job_id"], body["fence"], now, error=body.get("error"), attempts=attempts
-        )
+        job = asked.site.store.hand_back(_id(asked), body["fence"], now, error=body.get("error"), attempts=attempts)
     except StaleError:
         raise STALE from None
     if job.completed_at == now:
@@ -178,10 +177,16 @@ def _recorded(asked: Asked, file: File) -> None:
 
 
 def _held(asked: Asked, fence: int) -> Job:
-    job = asked.site.store.get(asked.path["job_id"])
+    job = asked.site.store.get(_id(asked))
     if job is None or job.fence != fence:
         raise STALE
     return job
+
+
+def _id(asked: Asked) -> str:
+    if not ID.fullmatch(asked.path["job_id"]):
+        raise STALE
+    return asked.path["job_id"]
 
 
 def _number(text: str) -> int:
@@ -194,8 +199,8 @@ def _file(asked: Asked) -> Response:
     return download(asked.site, asked.request, asked.path["file_id"])
 
 
-TEXT: Json = {"type": "string", "minLength": 1, "maxLength": 200}
-TEXTS: Json = {"type": "array", "items": {"type": "string", "maxLength": 200}, "maxItems": 100}
+TEXT: Json = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[ -~]+$"}  # a database takes no NUL
+TEXTS: Json = {"type": "array", "items": TEXT, "maxItems": 100}
 WAIT: Json = {"type": "number", "minimum": 0}
 FENCE: Json = {"type": "integer", "minimum": 0, "maximum": 2**62}
 DOCUMENT: Json = {"type": "object", "nullable": True, "properties": {"components": {"type": "object"}}}

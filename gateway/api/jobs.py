@@ -33,6 +33,7 @@ LEAST_DEADLINE = 5  # seconds of Cancel-After
 FULL = 5  # seconds after which to try again when the queue is full
 WAIT = re.compile(r"(?:^|[,;\s])wait(?:\s*=\s*\"?(\d{1,9})\"?)?(?=$|[,;\s])")
 AFTER = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s?)?")
+ID = re.compile(r"[a-z2-7]{26}")
 EVENTS = ("start", "output", "logs", "completed")
 
 BAD_VERSION = Problem(
@@ -182,7 +183,8 @@ def seen(asked: Asked, job: Job) -> Json:
 
 def own(asked: Asked, kind: Kind) -> Job:
     """The job that the path names; Problem if there is none, or it is another account's."""
-    job = asked.site.store.get(asked.path["job_id"])
+    job_id = asked.path["job_id"]
+    job = asked.site.store.get(job_id) if ID.fullmatch(job_id) else None
     if job is None or job.owner != asked.account or job.kind != kind:
         raise missing()
     return job

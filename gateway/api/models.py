@@ -44,8 +44,13 @@ def _create(asked: Asked) -> Response:
 
 def _changed(model: Model, body: Json) -> Model:
     said = {name: value for name, value in body.items() if name in DETAILS and value is not None}
-    plain = {name: body[name] for name in ("description", "visibility") if body.get(name) is not None}
+    plain = {name: storable(body[name]) for name in ("description", "visibility") if body.get(name) is not None}
     return replace(model, details={**model.details, **said}, **plain)
+
+
+def storable(text: str) -> str:
+    """Without what no database takes as text: NUL, and half a surrogate pair."""
+    return text.replace("\0", "").encode(errors="replace").decode()
 
 
 def matching(asked: Asked, query: str) -> list[Json]:
