@@ -27,18 +27,12 @@ INPUTS = {
 }
 
 
-def schema(output: dict[str, Any]) -> dict[str, Any]:
-    """A predictor's, as Cog writes it."""
-    schemas = {
-        "Input": {"type": "object", "title": "Input", "properties": INPUTS},
-        "Output": {"title": "Output", **output},
-    }
-    return {
-        "openapi": "3.0.2",
-        "info": {"title": "Cog", "version": "0.1.0"},
-        "paths": {},
-        "components": {"schemas": schemas},
-    }
+def schema(kind: str, output: dict[str, Any]) -> dict[str, Any]:
+    """A predictor's, or a trainer's if `kind` is "Training", as Cog writes it."""
+    given = {"title": f"{kind}Input", "type": "object", "properties": INPUTS}
+    schemas = {f"{kind}Input": given, f"{kind}Output": {"title": f"{kind}Output", **output}}
+    info = {"title": "Cog", "version": "0.1.0"}
+    return {"openapi": "3.0.2", "info": info, "paths": {}, "components": {"schemas": schemas}}
 
 
 @dataclass(frozen=True)
@@ -97,8 +91,11 @@ def standing(folder: Path, *, output: dict[str, Any] | None = None, **settings: 
         httpx.Client(base_url=url, headers={"Authorization": f"Bearer {WORKER_TOKEN}"}, timeout=60) as worker,
         httpx.Client(base_url=url, timeout=60) as nobody,
     ):
-        about = {"worker": "w", "model": "me/painter", "pools": ["predict"], "hardware": "cpu", "cog_version": "0.23.1"}
-        documents = {"predict": schema(output or {"type": "array", "items": FILE}), "train": None}
+        about = {"worker": "w", "model": "me/painter", "hardware": "cpu", "cog_version": "0.23.1"}
+        about |= {"pools": ["predict", "train"]}
+        weights = {"type": "object", "properties": {"weights": FILE}}
+        documents = {"predict": schema("", output or {"type": "array", "items": FILE})}
+        documents |= {"train": schema("Training", weights)}
         answer = worker.post("/_worker/register", json={**about, "schema": documents})
         assert answer.status_code == 200, answer.text
         yield Standing(url, client, worker, nobody, answer.json()["base"], made[0])
