@@ -11,7 +11,8 @@ import pathlib
 import re
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any, Protocol
@@ -21,6 +22,7 @@ from cog import Path
 from cog.types import get_filename
 
 from errors import InputError, SDXLError
+from fetch import answers
 from fetch.answers import Get, shown
 from fetch.inline import decoded
 from fetch.network import at_most, getter, is_own
@@ -57,17 +59,19 @@ def guard_downloads(beside: Beside, *, allow_private: bool, most: int = MOST) ->
 
 @dataclass(frozen=True)
 class Source:
-    """Where files come from; `most` in bytes, `deadline` in seconds for the body of one."""
+    """Where files come from; `most` in bytes, `deadline` in seconds for the body of one; `cut` ends all waiting."""
 
     get: Get
     most: int
     deadline: float
+    cut: answers.Stop
 
     @classmethod
-    def of(cls, *, allow_private: bool, most: int = MOST) -> "Source":
+    def of(cls, *, allow_private: bool, most: int = MOST, cut: answers.Stop | None = None) -> "Source":
         """Files of at most so many bytes, with the time that they may take."""
-        deadline = DEADLINE * max(1.0, most / MOST)
-        return cls(getter(allow_private=allow_private, timeout=SILENCE, patience=deadline), most, deadline)
+        deadline, cut = DEADLINE * max(1.0, most / MOST), cut or answers.Stop()
+        get = getter(allow_private=allow_private, timeout=SILENCE, patience=deadline, stop=cut)
+        return cls(get, most, deadline, cut)
 
     def save(self, url: str, file: IO[bytes], stop: Stop) -> None:
         """Write what is behind an http(s) or data: URL into a file. InputError, or what stop raises."""
@@ -91,7 +95,7 @@ class Source:
 
     def _download(self, url: str, file: IO[bytes], stop: Stop) -> None:
         try:
-            with self.get(url, {}) as response, at_most(self.deadline, response.raw.shutdown):
+            with self.get(url, {}) as response, self._cutting(response.raw.shutdown):
                 response.raise_for_status()
                 for part in response.iter_content(2**20):
                     stop.check()
@@ -102,6 +106,11 @@ class Source:
             raise InputError(f"{shown(url)[:200]} cannot be fetched: {_reason(error)}.") from error
         except SDXLError as error:
             raise InputError(f"{shown(url)[:200]} cannot be fetched: {error}.") from error
+
+    @contextmanager
+    def _cutting(self, cut: Callable[[], None]) -> Iterator[None]:
+        with at_most(self.deadline, cut), self.cut.cutting(cut):
+            yield
 
 
 def _decode(url: str, file: IO[bytes]) -> None:

@@ -19,7 +19,7 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from types import FrameType
 from typing import IO
 
@@ -49,7 +49,7 @@ def run(station: Station) -> None:
 
 
 def main() -> int:
-    """0 when asked to end; 1 for what the user can mend, said in one line."""
+    """0 when asked to end; 1 after a fault of its own, and for what the user can mend, said in one line."""
     if set(sys.argv[1:]) & {"-h", "--help"}:
         print(__doc__)  # noqa: T201
         return 0
@@ -58,14 +58,14 @@ def main() -> int:
         with _alone(settings.state):
             station = Station(settings)
             try:
-                _end_on_signals(station)
+                told = _end_on_signals(station)
                 run(station)
             finally:
                 station.close()
     except (SettingsError, PackageError, SchemaError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    return 0
+    return 0 if told.is_set() else 1
 
 
 def _alone(state: Path) -> IO[str]:
@@ -80,13 +80,21 @@ def _alone(state: Path) -> IO[str]:
     return lock
 
 
-def _end_on_signals(station: Station) -> None:
+def _end_on_signals(station: Station) -> Event:
+    """Set once a signal has asked to end."""
+    told = Event()
+
+    def end() -> None:
+        told.set()
+        station.asked.set()
+
     def receive(_number: int, _frame: FrameType | None) -> None:
-        # Not here: the event's lock may be held by the very code that this interrupts
-        Thread(target=station.asked.set, daemon=True).start()
+        # Not here: the events' locks may be held by the very code that this interrupts
+        Thread(target=end, daemon=True).start()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, receive)
+    return told
 
 
 if __name__ == "__main__":

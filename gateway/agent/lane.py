@@ -31,7 +31,13 @@ class Lane:
     _all_asked: float = field(default_factory=time.monotonic)
 
     def work(self) -> None:
-        """Until the agent is asked to end."""
+        """Until the agent is asked to end; a fault of its own ends the agent."""
+        try:
+            self._work()
+        finally:
+            self.station.asked.set()
+
+    def _work(self) -> None:
         self._warm_up()
         while not self.station.asked.is_set():
             try:
@@ -91,7 +97,7 @@ class Lane:
             entry = Run(
                 task,
                 pool,
-                station.inputs(pool.mode),
+                station.inputs(pool.mode, wishes.stop),
                 station.properties(pool.mode),
                 station.listener,
                 wishes,

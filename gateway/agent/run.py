@@ -83,7 +83,7 @@ class Run:
             self.pool.start(self.wishes.drained)
             return self._offered(given, webhook) or self._followed(news)
         except (InputProblemError, RefusedInputError) as error:
-            return Ending("failed", error=str(error))
+            return _handed_back(None) if self.wishes.stop.is_set() else Ending("failed", error=str(error))
         except Stopped:
             return _handed_back(None)
         except (StartError, AwayError) as error:

@@ -7,7 +7,7 @@ ended/JOB-FENCE/      how one ended: report.json, written last, and the files of
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Spool:
 
     def claim(self, task: Task) -> None:
         """Note that a job was taken."""
-        _write(self._claimed / f"{task.id}.json", asdict(task))
+        _write(self._claimed / f"{task.id}.json", asdict(replace(task, input={})))  # some are secret
 
     def release(self, task: Task) -> None:
         """Nothing more is owed for a job."""

@@ -80,9 +80,9 @@ class Station:
                     self.bases = tuple({self.settings.url, str(answer.get("url") or self.settings.url).rstrip("/")})
                     return
 
-    def inputs(self, mode: Mode) -> Inputs:
-        """What makes a pool's inputs ready."""
-        fetch = Source.of(allow_private=self.settings.private_inputs, most=LARGEST[mode.verb])
+    def inputs(self, mode: Mode, cut: Stop) -> Inputs:
+        """What makes a job's inputs ready, until `cut` is set."""
+        fetch = Source.of(allow_private=self.settings.private_inputs, most=LARGEST[mode.verb], cut=cut)
         return Inputs(self.link, self.listener, self.bases, fetch)
 
     def properties(self, mode: Mode) -> Json:

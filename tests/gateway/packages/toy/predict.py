@@ -45,9 +45,10 @@ class Predictor(BaseRunner):
         if replicate_weights:
             given.append(digest(requests.get(replicate_weights, timeout=10).content))
         act(action, text)
-        end = time.monotonic() + seconds
+        start = time.monotonic()
         for step in range(20 if seconds else 0):
-            time.sleep(max(0.0, min(seconds / 20, end - time.monotonic())))
+            while time.monotonic() < start + seconds * (step + 1) / 20:
+                time.sleep(0.01)  # a cancel does not interrupt a sleep
             print(f"{5 * (step + 1)}%|{'#' * step:20}| {step + 1}/20")
         cog.current_scope().record_metric("given", len(given))
         folder = pathlib.Path(tempfile.mkdtemp())
