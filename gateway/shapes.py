@@ -73,6 +73,11 @@ def metrics(of: Job) -> Json:
     return ran | of.metrics | {"total_time": max(0.0, of.completed_at - of.created_at)}
 
 
+def hidden(given: Json, secrets: frozenset[str]) -> Json:
+    """An input as it is kept: what is secret is marked so, whatever becomes of the version that says which are."""
+    return {name: {SECRET: value} if name in secrets and value is not None else value for name, value in given.items()}
+
+
 def without_secrets(value: Any) -> Any:
     """An input as anybody may see it."""
     return _opened(value, lambda _: REDACTED)

@@ -16,6 +16,7 @@ from gateway.downloads import answer as download
 from gateway.ids import derived_id, version_id
 from gateway.jobs import ENDED, POOLS, Claimed, File, Job, Json, Model, Version
 from gateway.problems import Answer, Problem, invalid
+from gateway.records import OWN_FILE
 from gateway.settings import NAME
 from gateway.store import StaleError
 
@@ -26,7 +27,7 @@ DONE: Json = {}
 
 
 def _register(asked: Asked) -> Response:
-    """A version's id follows from its schema, so the same package is the same version on every machine."""
+    """A version's id follows from the model and its schema: the same package is the same version on every machine."""
     body, store = asked.body, asked.site.store
     owner, _, name = body["model"].partition("/")
     if not (NAME.fullmatch(owner) and NAME.fullmatch(name)):
@@ -34,7 +35,7 @@ def _register(asked: Asked) -> Response:
     documents = {pool: document for pool, document in body["schema"].items() if document}
     if not documents:
         raise invalid("- schema: needs the document of a pool")
-    now, base = time.time(), version_id(body["schema"])
+    now, base = time.time(), version_id({**body["schema"], "model": body["model"]})
     if store.get_model(body["model"]) is None:
         store.put_model(Model(owner, name, now, visibility="public"))
     known = store.get_version(base)
@@ -66,15 +67,15 @@ async def _claim(asked: Asked) -> Response:
     site, body = asked.site, asked.body
     until = asked.at + min(body.get("wait") or 0, LONGEST_WAIT)
     with site.hub.watch("queue") as changed:
-        while True:
+        while not await asked.request.is_disconnected():  # a job for nobody would wait for its lease to end
             claimed = await site.beside(_next, asked)
             if claimed is not None:
                 metrics.claimed(claimed, frozenset(body.get("warm") or ()))
                 return Answer(await site.beside(_task, asked, claimed))
-            left = until - time.monotonic()
-            if left <= 0 or await asked.request.is_disconnected():
-                return Response(status_code=204)
+            if (left := until - time.monotonic()) <= 0:
+                break
             await changed(min(left, STEP))
+    return Response(status_code=204)
 
 
 def _next(asked: Asked) -> Claimed | None:
@@ -87,9 +88,10 @@ def _next(asked: Asked) -> Claimed | None:
 def _task(asked: Asked, claimed: Claimed) -> Json:
     """The job with what its version sets; a training takes what it has an input for."""
     job, version = claimed.job, claimed.version
-    checker = asked.site.learn(version).checkers[job.kind]
-    known = checker.properties if checker else {}
-    overrides = {name: value for name, value in version.overrides.items() if name in known}
+    known = asked.site.version(version.id) or asked.site.learn(version)
+    checker = known.checkers[job.kind]
+    properties = checker.properties if checker else {}
+    overrides = {name: _here(asked, value) for name, value in version.overrides.items() if name in properties}
     return {
         "id": job.id,
         "kind": job.kind,
@@ -103,6 +105,13 @@ def _task(asked: Asked, claimed: Claimed) -> Json:
         "lease": claimed.lease,
         "destination": job.destination,
     }
+
+
+def _here(asked: Asked, value: Any) -> Any:
+    """The address of a file of ours as it is now: weights outlive the port that the gateway had when they were made."""
+    match = OWN_FILE.search(value) if isinstance(value, str) else None
+    file = asked.site.store.get_file(match[1]) if match else None
+    return value if file is None else shapes.file_url(asked.site, file)
 
 
 def _report(asked: Asked) -> Response:

@@ -22,6 +22,7 @@ from gateway.checks import weights_in
 from gateway.ids import derived_id, new_id
 from gateway.jobs import Job, Json, Kind
 from gateway.limits import throttled
+from gateway.logs import about
 from gateway.problems import Answer, Problem, invalid, missing
 from gateway.site import Known, Site
 from gateway.store import NoVersionError
@@ -82,12 +83,12 @@ def create(asked: Asked, kind: Kind, known: Known, **more: Any) -> Job:
         owner=asked.account,
         model=known.version.model,
         version=known.version.id,
-        input={name: {shapes.SECRET: value} if name in checker.secrets else value for name, value in kept.items()},
+        input=shapes.hidden(kept, checker.secrets),
         created_at=time.time(),
         deadline=deadline,
         weights_key=weights_key(kept | known.version.overrides),
         webhook=webhook,
-        webhook_events=tuple(dict.fromkeys(asked.body.get("webhook_events_filter") or ())),
+        webhook_events=_events(asked.body),
         **more,
     )
     try:
@@ -120,6 +121,12 @@ def _webhook(asked: Asked) -> str | None:
     return str(url)
 
 
+def _events(body: Json) -> tuple[str, ...]:
+    """`webhook_completed` is what clients of 2022 send."""
+    only = ("completed",) if body.get("webhook_completed") and not body.get("webhook") else ()
+    return tuple(dict.fromkeys(body.get("webhook_events_filter") or only))
+
+
 def _deadline(asked: Asked) -> float | None:
     if not (text := asked.headers.get("cancel-after", "").strip()):
         return None
@@ -140,6 +147,7 @@ def creating(make: Callable[[Asked], Job]) -> Callable[[Asked], Awaitable[Respon
     async def answer(asked: Asked) -> Response:
         site, seconds = asked.site, _wait(asked)
         job = await site.beside(make, asked)
+        about.set(job.id)
         if seconds is None:
             return await site.beside(_created, asked, job, {})
         ended = await ending(site, job, asked.at + seconds - AHEAD)
