@@ -49,7 +49,7 @@ def job(site: Site, of: Job) -> Json:
         "started_at": moment(of.started_at),
         "completed_at": moment(of.completed_at),
         "metrics": metrics(of),
-        "urls": {"get": here, "cancel": f"{here}/cancel", "web": f"{site.url}/#{of.id}"},
+        "urls": {"get": here, "cancel": f"{here}/cancel", "web": f"{site.url}/#/{of.kind}s/{of.id}"},
     }
     if of.kind == "prediction":
         known = site.version(of.version)

@@ -7,23 +7,30 @@ import { fileName } from "./schema.js";
 const ARCHIVE = /\.(zip|tar|tgz|tar\.gz)$/i;
 const BESIDE = ".txt,.csv,.jsonl"; // captions
 
-/** Sends files to the gateway; what the form holds of each, and how far it is. */
+const IDLE = { share: null, error: "" };
+
+/** Sends files to the gateway: [how far it is, send, forget]. Only what was asked for last comes into the form. */
 function useSending(set) {
-  const [state, setState] = useState({ share: null, error: "" });
-  const alive = useRef(true);
-  useEffect(() => () => (alive.current = false), []);
+  const [state, setState] = useState(IDLE);
+  const turn = useRef(0);
+  const forget = () => (turn.current++, setState(IDLE), set(""));
+  useEffect(() => () => void turn.current++, []);
   async function send(make) {
-    setState({ share: 0, error: "" });
+    const mine = ++turn.current;
+    const tell = (share, error, ...value) => {
+      if (mine !== turn.current) return;
+      setState({ share, error });
+      value.forEach(set);
+    };
+    tell(0, "", { pending: true });
     try {
-      const value = await make((share) => alive.current && setState({ share, error: "" }));
-      if (!alive.current) return;
-      set(value);
-      setState({ share: null, error: "" });
+      const value = await make((share) => tell(share, ""));
+      tell(null, "", value);
     } catch (error) {
-      if (alive.current) setState({ share: null, error: error.message });
+      tell(null, error.message, "");
     }
   }
-  return [state, send];
+  return [state, send, forget];
 }
 
 async function sent(file, progress) {
@@ -68,7 +75,7 @@ export function FileControl({ field, value, set, given }) {
   const [{ share, error }, send] = useSending(set);
   const [url, setUrl] = useState("");
   const use = () => url.trim() && set({ url: url.trim(), name: fileName(url.trim()) });
-  if (value) return html`<${Held} value=${value} remove=${() => set("")} />`;
+  if (value.url) return html`<${Held} value=${value} remove=${() => set("")} />`;
   return html`<${Drop} given=${given} accept=${field.accept} share=${share} take=${([file]) => send((progress) => sent(file, progress))}>
     <input type="url" class="address" placeholder="or a URL" aria-label=${`URL of ${field.label}`} value=${url}
       onInput=${(event) => setUrl(event.target.value)} onBlur=${use}
@@ -80,7 +87,7 @@ export function FileControl({ field, value, set, given }) {
 /** Several pictures, sent as one archive (or each by itself if `separate`), or an archive as it is. */
 export function PicturesControl({ field, value, set, given, separate = false }) {
   const [files, setFiles] = useState([]);
-  const [{ share, error }, send] = useSending(set);
+  const [{ share, error }, send, forget] = useSending(set);
   function take(chosen) {
     const whole = chosen.find((file) => ARCHIVE.test(file.name));
     const named = new Map([...(whole ? [] : files), ...(whole ? [whole] : chosen)].map((file) => [file.name, file]));
@@ -88,14 +95,15 @@ export function PicturesControl({ field, value, set, given, separate = false }) 
   }
   function hold(kept) {
     setFiles(kept);
-    if (!kept.length) return set("");
+    if (!kept.length) return forget();
     send(async (progress) => {
       if (separate) return Promise.all(kept.map((file) => sent(file, progress)));
       const archive = ARCHIVE.test(kept[0].name) ? kept[0] : await zip(kept, "pictures.zip");
       return sent(archive, progress);
     });
   }
-  if (value && !files.length && !separate) return html`<${Held} value=${value} remove=${() => set("")} />`;
+  const held = files.length || value.pending ? [] : [value].flat().filter(Boolean);
+  if (held.length) return held.map((each) => html`<${Held} key=${each.url} value=${each} remove=${() => set(separate ? held.filter((other) => other !== each) : "")} />`);
   const accept = separate ? field.accept : `image/*,.zip,.tar,.tgz,.gz,${BESIDE}`;
   return html`<${Drop} given=${given} accept=${accept} multiple=${true} take=${take} share=${share}>
     <p class="hint">${separate ? "Drop files here." : "Drop pictures here, or one .zip or .tar of them."}</p>

@@ -4,9 +4,10 @@ import { html, useState } from "./lib.js";
 
 /** `submit` is called with nothing; `errors` are by field, under "" what belongs to none. */
 export function Form({ fields, values, set, errors, busy, verb, submit, children }) {
+  const sending = Object.values(values).some((value) => value?.pending);
   const send = (event) => {
     event.preventDefault();
-    if (!busy) submit();
+    if (!busy && !sending) submit();
   };
   const keys = (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) send(event);
@@ -19,7 +20,7 @@ export function Form({ fields, values, set, errors, busy, verb, submit, children
     <${Rest} fields=${fields.filter((field) => !field.usual)} errors=${errors} one=${one} />
     <div class="submit">
       ${errors[""] && html`<p class="error" role="alert">${errors[""]}</p>`}
-      <button class="primary" disabled=${busy}>${verb}</button>
+      <button class="primary" disabled=${busy || sending}>${sending ? "Sending files" : verb}</button>
       <span class="hint keys">Ctrl+Enter</span>
     </div>
   </form>`;

@@ -53,7 +53,7 @@ function Tile({ first }) {
   const picture = outputs(job).find(isPicture);
   const place = `#${pathOf(job).replace("/v1", "")}`;
   const sentence = job.data_removed ? "Expired." : told(job);
-  return html`<a class=${`tile ${job.status}`} href=${place} aria-label=${`${title(job)}. ${sentence}`}>
+  return html`<a class=${`tile ${job.status}`} href=${place}>
     ${picture ? html`<img src=${shown(picture)} alt="" loading="lazy" decoding="async" />` : html`<span class="sentence">${words(job) || sentence}</span>`}
     <span class="title">${title(job)}</span>
     <time datetime=${job.created_at}>${new Date(job.created_at).toLocaleString()}</time>

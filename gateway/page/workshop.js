@@ -74,14 +74,17 @@ function Desk({ kind, model, version, preset, account, chooser, go }) {
   const fields = useMemo(() => fieldsOf(version.openapi_schema, kind), [version.id]);
   const draft = `${kind} ${version.id}`;
   const [values, setValues] = useState(() =>
-    preset ? valuesOf(fields, presetInput(version.openapi_schema, fields, preset)) : (drafts.get(draft) ?? valuesOf(fields)),
+    preset ? valuesOf(fields, presetInput(version.openapi_schema, fields, preset)) : { ...valuesOf(fields), ...drafts.get(draft) },
   );
   const [name, setName] = useState("");
   const [errors, setErrors] = useState({});
   const [busy, setBusy] = useState(false);
   const [jobs, add] = useRecent(kind);
   const feed = useRef(null);
-  useEffect(() => void drafts.set(draft, values), [values]);
+  useEffect(() => {
+    const settled = Object.entries(values).filter(([, value]) => !value?.pending); // what is sent then is lost
+    drafts.set(draft, Object.fromEntries(settled));
+  }, [values]);
   const set = (field, value) => {
     setValues((before) => ({ ...before, [field]: value }));
     setErrors(({ [field]: _gone, ...others }) => others);
