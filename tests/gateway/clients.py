@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import replicate
@@ -34,6 +36,14 @@ print(json.dumps(result), end="")
 """
 
 
+@cache
+def client(url: str, token: str) -> replicate.Client:
+    """One for all tests: it has no way to be closed, so its connections are closed beside it."""
+    made = replicate.Client(base_url=url, api_token=token)
+    atexit.register(made._client.close)
+    return made
+
+
 @dataclass(frozen=True)
 class Address:
     """Where a gateway is, without /v1, and a token for it."""
@@ -43,7 +53,7 @@ class Address:
 
     def python1(self, url: str | None = None, token: str | None = None) -> replicate.Client:
         """The first major version of the Python client, in this process."""
-        return replicate.Client(base_url=url or self.url, api_token=token or self.token)
+        return client(url or self.url, token or self.token)
 
     def python1_script(self, code: str, **given: Any) -> Any:
         """Code against its module, configured by the environment alone; what it leaves in `result`."""
