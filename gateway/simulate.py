@@ -1,7 +1,7 @@
 """The queue at scale: the policy that the database's claims follow, in a time that passes by itself.
 
 Simulated are arrivals, weights, workers, and a database that takes so many transactions a second; not the network, and
-no failures. `python -m gateway.simulate FOLDER` prints the table of docs/scale.md and draws its pictures.
+no failures. gateway.scenarios has what docs/scale.md shows of it.
 """
 
 from __future__ import annotations
