@@ -24,8 +24,11 @@ from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import requests
+
 from benchmarks.measure import Row, machine
 from benchmarks.report import RESULTS, lines
+from tests.gateway import running as whole
 
 GROUP = "gateway"
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +39,7 @@ Json = dict[str, Any]
 class Amount:
     """How much to do; the tests do less."""
 
+    runs: int = 40  # of a real model
     starts: int = 200
     creates: int = 6000
     connections: int = 16
@@ -290,10 +294,32 @@ def running(folder: Path) -> Iterator[Gateway]:
             process.wait(timeout=30)
 
 
+def model_starts(amount: Amount) -> list[float]:
+    """Seconds from before a client asks until the model runs, of the smallest package with a real agent and coglet."""
+    taken: list[float] = []
+    with TemporaryDirectory() as name, whole.running(Path(name)) as gateway, requests.Session() as client:
+        ran = Path(name) / "ran"
+        gateway.agent("toy", "local/toy", GATEWAY_PACKAGE=str(whole.TOY), TOY_LOG=str(ran))
+        client.headers.update({"Authorization": f"Bearer {gateway.token}", "Prefer": "wait"})
+        url = f"{gateway.url}/v1/models/local/toy/predictions"
+        for number in range(amount.runs + 1):
+            began = time.time()
+            client.post(url, json={"input": {"text": f"number {number}"}}, timeout=90).raise_for_status()
+            (line,) = [line for line in ran.read_text().splitlines() if line.endswith(f" number {number}")]
+            taken.append(float(line.split()[1]) - began)
+            time.sleep(0.2)  # until the worker is idle
+    return taken[1:]
+
+
 def measured(amount: Amount) -> list[Row]:
-    """All rows, of a gateway of our own."""
+    """All rows, of gateways of our own."""
+    started = [1000 * seconds for seconds in model_starts(amount)]
     with TemporaryDirectory() as folder, running(Path(folder)) as gateway:
-        return asyncio.run(rows(gateway, amount))
+        found = asyncio.run(rows(gateway, amount))
+    return [
+        Row(GROUP, "from the client's call to a model that runs, median", "ms", None, median(started), most=50),
+        *found,
+    ]
 
 
 def main() -> int:
