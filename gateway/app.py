@@ -179,11 +179,14 @@ class Page(StaticFiles):
 
 
 async def _sweep(site: Site) -> None:
+    """Not for a lease after this, or the database, was away: workers that could not be heard of are not lost."""
+    heard_from = time.monotonic()
     while True:
-        await _logged(
-            "leases and deadlines", site.beside(site.store.sweep, time.time(), attempts=site.settings.attempts)
-        )
         await asyncio.sleep(SWEEP)
+        if time.monotonic() - heard_from > site.settings.lease:
+            work = site.beside(site.store.sweep, time.time(), attempts=site.settings.attempts)
+            if not await _logged("leases and deadlines", work):
+                heard_from = time.monotonic()
 
 
 async def _clean(site: Site) -> None:
@@ -200,12 +203,14 @@ def expire(site: Site) -> None:
             site.store.delete_file(file.id)
 
 
-async def _logged(what: str, work: Awaitable[None]) -> None:
-    """A database or bucket that is away for a while ends no loop."""
+async def _logged(what: str, work: Awaitable[None]) -> bool:
+    """Whether it went well. A database or bucket that is away for a while ends no loop."""
     try:
         await work
     except Exception:
         log.exception("%s could not be seen to; tried again soon", what)
+        return False
+    return True
 
 
 async def _deliver(site: Site, stop: Stop) -> None:

@@ -82,10 +82,10 @@ class Coglet:
         shown = f"[{host}]" if ":" in host else {"0.0.0.0": "127.0.0.1"}.get(host, host)
         return cls(process, f"http://{shown}:{port}", mode, follow(process.stdout, receive))
 
-    def health(self) -> dict[str, Any]:
-        """What coglet says about itself; nothing while it does not answer, which a busy one may not."""
+    def health(self, patience: float = 15) -> dict[str, Any]:
+        """What coglet says about itself; nothing if it does not answer in time (seconds), which a busy one may not."""
         try:
-            answer: dict[str, Any] = requests.get(f"{self.url}/health-check", timeout=15).json()
+            answer: dict[str, Any] = requests.get(f"{self.url}/health-check", timeout=patience).json()
         except (requests.RequestException, ValueError):
             return {}
         return answer

@@ -19,6 +19,7 @@ from local.workspace import Workspace
 
 LOOK = 0.05  # seconds between questions whether coglet is ready
 NEWS_INTERVAL = "0.25"  # seconds between two webhooks of one job
+PATIENCE = 2.0  # seconds for a health check: the one that a worker's death meets has no answer
 ASK = (5.0, 30.0)  # seconds to connect, and until coglet answers
 PROXIES = ("NO_PROXY", "no_proxy")
 
@@ -45,6 +46,7 @@ class Pool:
     log: Log
     origin: str
     starts: int = 0
+    failures: int = 0  # starts in a row that came to nothing
     weights_key: str | None = None  # of its last job: what is in its memory
     used: float = field(default_factory=time.monotonic)
     _coglet: Coglet | None = None
@@ -72,6 +74,7 @@ class Pool:
         if self.up:
             return
         self.stop(0)
+        self.failures += 1
         self.starts += 1
         variables = {**self.variables, **self._own_variables()}
         addressed: dict[str, Any] = {"host": "127.0.0.1", "port": free_port(), "upload_url": None}
@@ -84,7 +87,7 @@ class Pool:
             if asked.wait(LOOK):
                 self.stop(0)
                 raise StartError("the worker is being shut down")
-        self.used = time.monotonic()
+        self.used, self.failures = time.monotonic(), 0
 
     def stop(self, grace: float) -> None:
         """End coglet and all that it started, after so many seconds by force."""
@@ -103,7 +106,7 @@ class Pool:
         """Why coglet will never serve again, if so."""
         if self._coglet is None:
             return "coglet was stopped"
-        return self._coglet.trouble(self._coglet.health())
+        return self._coglet.trouble(self._coglet.health(PATIENCE))
 
     def begin(self, name: str, given: Json, webhook: str) -> None:
         """Hand over a job. BusyError, RefusedInputError."""

@@ -17,7 +17,7 @@ from gateway.jobs import POOLS
 WAIT = 20.0  # seconds that a claim waits for a job
 BEAT = 5.0  # seconds that a heartbeat waits for news: leases are of 30
 TURN = 60.0  # seconds for which the pool that is up may go first, before both are asked for
-PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds after so many troubles in a row
+PAUSES = (0.2, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds after so many troubles in a row
 STOPPING = 5.0  # seconds for a coglet to end
 
 
@@ -43,11 +43,12 @@ class Lane:
             try:
                 task = self._claimed()
             except (AwayError, GoneError) as error:
-                self._trouble(str(error))
+                self._away(error)
             except RefusedError as error:  # a gateway that knows this version no more
-                self._trouble(str(error))
+                self._away(error)
                 self.station.register()
             else:
+                self._troubles = 0
                 if task:
                     self._do(task)
                 self._rest()
@@ -110,17 +111,18 @@ class Lane:
                 return
             ending = station.spool.deliver(entry, station.link, station.asked.wait)
         station.log.say(f"{task.id}: {ending['status'] or 'handed back'}")
-        if ending["handed_back"] and ending["error"]:
-            self._trouble(ending["error"])
-        else:
-            self._troubles = 0
+        if pool.failures:
+            self._trouble(f"{pool.mode.verb}: {ending['error']}", pool.failures)
 
-    def _trouble(self, what: str) -> None:
-        """Say it, and try again later the more often it came."""
+    def _away(self, error: Exception) -> None:
+        self._troubles += 1
+        self._trouble(str(error), self._troubles)
+
+    def _trouble(self, what: str, times: int) -> None:
+        """Say it, and wait the longer the more often it came."""
         if self.station.asked.is_set():
             return
-        pause = PAUSES[min(self._troubles, len(PAUSES) - 1)]
-        self._troubles += 1
+        pause = PAUSES[min(times, len(PAUSES)) - 1]
         self.station.log.say(f"{what}; again in {pause:.0f} s", "WARN")
         self.station.asked.wait(pause)
 
