@@ -3,11 +3,13 @@
 The parent keeps the socket: while this is started anew, clients wait in its queue and are not refused.
 """
 
+import os
 import socket
 import sys
 
 import uvicorn
 
+from gateway import logs
 from gateway.app import create_app
 from gateway.settings import Settings
 
@@ -16,6 +18,7 @@ GRACE = 5  # seconds for answers under way when it ends: long polls are asked ag
 
 def main() -> int:
     """Serve until SIGTERM."""
+    logs.setup(as_json=os.environ.get("LOG_FORMAT") == "json")
     app = create_app(Settings.read())
     config = uvicorn.Config(
         app,

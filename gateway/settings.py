@@ -49,7 +49,6 @@ class Settings:
     webhook_loopback     webhooks may go to this machine, at any port; "auto": when listening on loopback only
     webhook_ports        ports besides 80 and 443 to which they may go
     origins              web pages of these origins may call the API from browsers; "*": all
-    json_log             log lines are JSON, not for people
     """
 
     host: str = "127.0.0.1"
@@ -75,7 +74,6 @@ class Settings:
     webhook_loopback: str = "auto"
     webhook_ports: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
-    json_log: bool = False
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> Self:

@@ -23,6 +23,7 @@ from gateway import logs, metrics
 from gateway.jobs import Claimed
 from gateway.store import Store
 from tests.gateway.receiving import claimed, delivering, finished, new_job, new_store, receiver, settle
+from tests.gateway.running import Gateway, until
 from tests.gateway.serving import served
 
 Numbers = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -211,3 +212,16 @@ def test_answers_are_logged_by_route_with_the_prediction(lines: Any) -> None:
         {"message": "POST /v1/predictions/{job_id}/cancel", "status": 200, "prediction_id": "abc"},
         {"message": "GET an address without a route", "status": 404},
     ]
+
+
+def test_the_running_gateway_tells_what_became_of_a_job(toy: Gateway) -> None:
+    job = toy.curl("/v1/models/local/toy/predictions", "-H", "Prefer: wait", body={"input": {"text": "planted"}}).json()
+    until(lambda: f"prediction_id={job['id']}" in toy.log("gateway"))
+    said = [line for line in toy.log("gateway").splitlines() if job["id"] in line]
+    assert any("taken by a worker" in line for line in said)
+    assert any("succeeded" in line for line in said)
+    assert "planted" not in toy.log("gateway")
+    shown = toy.curl("/metrics")
+    assert shown.status == 200
+    assert b'gateway_jobs{pool="predict",state="queued"}' in shown.content
+    assert toy.curl("/metrics", token="").status == 401

@@ -456,7 +456,7 @@ def test_nothing_secret_is_logged_or_shown(tmp_path: Path, monkeypatch: pytest.M
     root, said = logging.getLogger(), io.StringIO()
     handlers, level = root.handlers[:], root.level
     monkeypatch.setattr("sys.stderr", said)
-    with standing(tmp_path, json_log=True) as found, receiver() as hook:
+    with standing(tmp_path) as found, receiver() as hook:
         logs.setup(as_json=True)
         made = found.create(input=planted, webhook=f"{hook.url}?key=planted-query")
         assert made.status_code == 201, made.text
