@@ -35,7 +35,7 @@ class Settings:
     token                what lets clients in; without one, everybody on this machine is let in
     account              whose that token is: models and trainings of this owner are theirs
     worker_token         what lets workers in; without one, none is let in
-    output               auto: files of outputs go to the official clients as data: URLs while public_url is plain http,
+    output_mode          auto: files of outputs go to the official clients as data: URLs while public_url is plain http,
                          since they make a FileOutput of https: and data: only; url: never; data: always
     inline               the most that is sent so, of all files of a job; larger ones go as URLs
     keep                 after which input, output and logs of an ended job are removed, and files expire
@@ -60,7 +60,7 @@ class Settings:
     token: str = ""
     account: str = "my-name"
     worker_token: str = ""
-    output: str = "auto"
+    output_mode: str = "auto"
     inline: int = 32 * 2**20
     keep: float = 86_400.0
     attempts: int = 3
@@ -146,7 +146,7 @@ RULES: dict[str, tuple[Callable[[Settings], bool], str]] = {
     "port": (lambda s: 0 <= s.port < 65_536, "a port lies between 0 and 65535"),
     "public_url": (lambda s: _is_origin(s.public_url), "give http(s)://host[:port], without /v1"),
     "account": (lambda s: bool(NAME.fullmatch(s.account)), "give small letters, digits, '.', '_' and '-'"),
-    "output": (lambda s: s.output in OUTPUTS, f"give one of {', '.join(OUTPUTS)}"),
+    "output_mode": (lambda s: s.output_mode in OUTPUTS, f"give one of {', '.join(OUTPUTS)}"),
     "webhook_loopback": (lambda s: s.webhook_loopback in ("auto", "yes", "no"), "give auto, yes or no"),
     "webhook_ports": (lambda s: all(port.isdecimal() for port in s.webhook_ports), "give port numbers"),
     "attempts": (lambda s: s.attempts >= 1, "give 1 or more"),

@@ -98,7 +98,7 @@ def _opened(value: Any, show: Callable[[Any], Any]) -> Any:
 def inlined(site: Site, shown: Json, user_agent: str) -> Json:
     """With files of the output as data: URLs where this client needs them so, up to the operator's limit; trained
     weights stay URLs."""
-    mode = site.settings.output
+    mode = site.settings.output_mode
     needed = site.url.startswith("http:") and OFFICIAL.match(user_agent) is not None
     if not (mode == "data" or (mode == "auto" and needed)) or "destination" in shown:
         return shown

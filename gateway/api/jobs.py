@@ -84,7 +84,7 @@ def create(asked: Asked, kind: Kind, known: Known, **more: Any) -> Job:
         model=known.version.model,
         version=known.version.id,
         input=shapes.hidden(kept, checker.secrets),
-        created_at=time.time(),
+        created_at=round(time.time(), 6),  # as it is shown: `created_after` of what was shown finds it
         deadline=deadline,
         weights_key=weights_key(kept | known.version.overrides),
         webhook=webhook,
