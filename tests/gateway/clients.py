@@ -40,6 +40,7 @@ print(json.dumps(result), end="")
 def client(url: str, token: str) -> replicate.Client:
     """One for all tests: it has no way to be closed, so its connections are closed beside it."""
     made = replicate.Client(base_url=url, api_token=token)
+    made.poll_interval = 0.05
     atexit.register(made._client.close)
     return made
 

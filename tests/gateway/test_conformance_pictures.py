@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,7 +86,7 @@ def test_c09_four_outputs_come_in_order_and_need_no_token(stack: Gateway) -> Non
     assert len(set(digests)) == 4
 
 
-def test_c10_a_file_of_each_kind_is_the_same_input(stack: Gateway, tmp_path: Any) -> None:
+def test_c10_a_file_of_each_kind_is_the_same_input(stack: Gateway, tmp_path: Path) -> None:
     """Handle, path, Blob, Buffer, data URL, file URL, output URL: all give one picture."""
     path = tmp_path / "start.png"
     Image.new("RGB", (128, 128), "red").save(path)
@@ -200,7 +202,19 @@ def uploaded(stack: Gateway, path: str) -> str:
     return str(answer.json()["urls"]["get"])
 
 
-def train(stack: Gateway, language: str, destination: str, asked: dict[str, Any], ask: dict[str, Any]) -> Image.Image:
+def few(folder: Path) -> str:
+    """Three of the hearts, with captions."""
+    path = folder / "few.zip"
+    with zipfile.ZipFile(HEARTS) as hearts, zipfile.ZipFile(path, "w") as archive:
+        for name in [name for name in hearts.namelist() if name.endswith(".png")][:3]:
+            archive.writestr(name, hearts.read(name))
+            archive.writestr(f"{name.removesuffix('.png')}.txt", "a photo of TOK")
+    return str(path)
+
+
+def train(
+    stack: Gateway, language: str, destination: str, images: str, asked: dict[str, Any], ask: dict[str, Any]
+) -> Image.Image:
     """Train in this language, run the model that it made; its picture."""
     run = {
         "python1": (stack.python1_script, TRAIN_1),
@@ -208,7 +222,7 @@ def train(stack: Gateway, language: str, destination: str, asked: dict[str, Any]
         "javascript": (stack.javascript, TRAIN_JAVASCRIPT),
     }
     call, code = run[language]
-    given = {"version": latest(stack), "url": uploaded(stack, HEARTS), "input": asked, "ask": ask}
+    given = {"version": latest(stack), "url": uploaded(stack, images), "input": asked, "ask": ask}
     version, weights, content = call(code, destination=destination, **given)
     name, _, identifier = version.partition(":")
     assert name == destination
@@ -221,8 +235,8 @@ def train(stack: Gateway, language: str, destination: str, asked: dict[str, Any]
 
 
 @pytest.mark.parametrize("language", ["python1", "python2", "javascript"])
-def test_c12_a_training_becomes_a_version_that_runs(stack: Gateway, language: str) -> None:
-    tuned = train(stack, language, f"my-name/quick-{language}", SHORT, QUICK)
+def test_c12_a_training_becomes_a_version_that_runs(stack: Gateway, language: str, tmp_path: Path) -> None:
+    tuned = train(stack, language, f"my-name/quick-{language}", few(tmp_path), SHORT, QUICK)
     assert tuned.size == (128, 128)
 
 
@@ -231,5 +245,5 @@ def test_c12_a_training_becomes_a_version_that_runs(stack: Gateway, language: st
 def test_c12_what_was_trained_is_what_is_drawn(stack: Gateway, language: str) -> None:
     """A thousand steps on twenty hearts; the base draws none for the word."""
     ask = {**SHARP, "prompt": "a red TOK on a blue background"}
-    tuned = train(stack, language, f"my-name/hearts-{language}", LONG, ask)
+    tuned = train(stack, language, f"my-name/hearts-{language}", HEARTS, LONG, ask)
     assert seen(tuned) == ("blue", [("red", HEART)])

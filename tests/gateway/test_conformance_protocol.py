@@ -207,7 +207,7 @@ def test_c06_cancel_right_after_create_200_times(toy: Gateway, version: str) -> 
 # C7
 
 
-def test_c07_a_failure_has_the_models_own_words(toy: Gateway, version: str) -> None:
+def test_c07_a_failure_has_the_models_own_words(toy: Gateway) -> None:
     with pytest.raises(ModelError) as caught:
         toy.python1().run(TOY, input={"action": "fail", "text": "bad"})
     prediction = caught.value.prediction
