@@ -58,13 +58,17 @@ def measured(store: Store) -> Iterator[tuple[str, int, float]]:
 
     def heartbeat() -> None:
         name = threading.current_thread().name
-        store.renew(name, [(jobs[0], 0)], time.time(), LEASE)
+        if name not in held:
+            found = store.claim(name, ["predict"], [BASE], [], time.time(), LEASE)
+            held[name] = (found.job.id, found.job.fence) if found else ("", 0)
+        store.renew(name, [held[name]], time.time(), LEASE)
         store.seen(name, time.time(), {"warm": ["predict:1"]})
 
     def empty() -> None:
         store.claim("w", ["predict"], ["1" * 64], [], time.time(), LEASE)
 
     warm: dict[str, str] = {}
+    held: dict[str, tuple[str, int]] = {}
     calls: dict[str, Callable[[], None]] = {
         "creates": create,
         "polls": poll,

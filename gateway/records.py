@@ -11,7 +11,6 @@ from typing import Any
 from gateway.jobs import File, Job, Json, Model, Version
 from gateway.sql import Row, Transaction, dumps, insert, upsert
 
-FORGOTTEN = 86_400.0  # seconds after which a worker that is silent is no more
 OWN_FILE = re.compile(r"/v1/files/([a-z2-7]+)(?:/|$)")
 
 
@@ -134,7 +133,6 @@ def secret(transaction: Transaction, name: str, make: Callable[[], str]) -> str:
 
 def seen(transaction: Transaction, worker: str, now: float, details: Json) -> None:
     upsert(transaction, "workers", "worker", {"worker": worker, "seen_at": now, "details": dumps(details)})
-    transaction.rows("delete from workers where seen_at < ?", now - FORGOTTEN)
 
 
 def workers(transaction: Transaction, since: float) -> Sequence[Json]:

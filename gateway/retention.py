@@ -11,6 +11,7 @@ from gateway.records import expired_files
 from gateway.sql import Transaction, dumps
 
 AT_ONCE = 500  # rows of one transaction
+FORGOTTEN = 86_400.0  # seconds after which a worker that is silent is no more
 
 
 def expire(transaction: Transaction, now: float, *, keep: float) -> Sequence[File]:
@@ -20,6 +21,7 @@ def expire(transaction: Transaction, now: float, *, keep: float) -> Sequence[Fil
         limit {AT_ONCE})""",
         dumps({}), dumps(None), dumps(None), dumps(""), now - keep,
     )  # fmt: skip
+    transaction.rows("delete from workers where seen_at < ?", now - FORGOTTEN)
     return expired_files(transaction, now, AT_ONCE)
 
 

@@ -11,14 +11,14 @@ import psycopg
 
 with warnings.catch_warnings():  # there need be no folder of the user's for its lock
     warnings.simplefilter("ignore")
-    import pgserver
+    from pgserver.postgres_server import get_server
 
 
 class Postgres:
     """One server in a folder of its own; each test gets a database of its own on it."""
 
     def __init__(self, folder: Path) -> None:
-        self._server = pgserver.get_server(folder, cleanup_mode="delete")
+        self._server = get_server(folder, cleanup_mode="delete")
 
     def new_database(self) -> str:
         """The URL of an empty one."""

@@ -54,6 +54,15 @@ class History(RuleBasedStateMachine):
         assert first == second
         return first
 
+    def seen(self, job_id: str) -> Any:
+        return self.both(lambda store: store.get(job_id))
+
+    def deliver(self, call: str) -> None:
+        self.both(lambda store: store.delivered(call))
+
+    def succeed(self, job: Job) -> None:
+        self.both(lambda store: store.report(job.id, job.fence, self.now, status="succeeded"))
+
     def a_job(self, data: st.DataObject) -> str:
         return data.draw(st.sampled_from(self.jobs))
 
@@ -126,7 +135,7 @@ class History(RuleBasedStateMachine):
         self.now += wait
         self.both(lambda store: store.sweep(self.now, attempts=ATTEMPTS))
         for job_id, (_, fence) in list(self.held.items()):
-            job = self.both(lambda store, asked=job_id: store.get(asked))
+            job = self.seen(job_id)
             if job.fence != fence:
                 del self.held[job_id]
             else:
@@ -135,7 +144,7 @@ class History(RuleBasedStateMachine):
     @invariant()
     def ends_are_ends(self) -> None:
         for job_id in self.jobs:
-            job = self.both(lambda store, asked=job_id: store.get(asked))
+            job = self.seen(job_id)
             assert self.ended.get(job_id, job) == job
             assert job.fence >= self.fences.get(job_id, 0)
             assert job.attempt <= ATTEMPTS + 1
@@ -150,13 +159,13 @@ class History(RuleBasedStateMachine):
         calls = self.calls()
         assert sorted(job_id for job_id, _ in calls) == sorted(self.ended)
         for _, call in calls:
-            self.both(lambda store, said=call: store.delivered(said))
+            self.deliver(call)
         self.now += 1000
         self.both(lambda store: store.sweep(self.now, attempts=ATTEMPTS + 2))
         while found := self.both(lambda store: store.claim("z", ["predict"], [self.base], [], self.now, LEASE)):
-            self.both(lambda store, job=found.job: store.report(job.id, job.fence, self.now, status="succeeded"))
+            self.succeed(found.job)
         for job_id in self.jobs:
-            assert self.both(lambda store, asked=job_id: store.get(asked)).ended
+            assert self.seen(job_id).ended
         assert {job_id for job_id, _ in self.calls()} >= set(self.jobs) - set(self.ended)
 
     def calls(self) -> list[tuple[str, str]]:
@@ -174,7 +183,7 @@ def answer(store: Store, ask: Callable[[Store], Any]) -> Any:
 
 def histories(stores: list[Store], examples: int) -> None:
     History.stores = stores
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         History,
         settings=settings(
             max_examples=examples,
