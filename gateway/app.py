@@ -184,9 +184,14 @@ async def _sweep(site: Site) -> None:
     while True:
         await asyncio.sleep(SWEEP)
         if time.monotonic() - heard_from > site.settings.lease:
-            work = site.beside(site.store.sweep, time.time(), attempts=site.settings.attempts)
+            work = site.beside(sweep, site)
             if not await _logged("leases and deadlines", work):
                 heard_from = time.monotonic()
+
+
+def sweep(site: Site) -> None:
+    """End or queue again what has run out, and count it."""
+    metrics.swept(site.store.sweep(time.time(), attempts=site.settings.attempts))
 
 
 async def _clean(site: Site) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -45,6 +45,7 @@ STAGES = Histogram(
     buckets=LONG,
     registry=REGISTRY,
 )
+LOST = Counter("gateway_jobs_lost", "Jobs queued again since their worker was lost", ("pool",), registry=REGISTRY)
 DELIVERIES = Counter("gateway_webhooks", "Tries to call a webhook", ("event", "outcome"), registry=REGISTRY)
 
 
@@ -68,6 +69,16 @@ def ended(job: Job) -> None:
         if isinstance(seconds, int | float):
             STAGES.labels(POOLS[job.kind], job.status, stage).observe(seconds)
     log.info("%s", job.status, extra={"job": job.id, "worker": job.worker, "total": stages["total"]})
+
+
+def swept(jobs: Iterable[Job]) -> None:
+    """Deadlines passed, or workers were lost."""
+    for job in jobs:
+        if job.ended:
+            ended(job)
+        else:
+            LOST.labels(POOLS[job.kind]).inc()
+            log.warning("its worker was lost; queued again", extra={"job": job.id, "attempt": job.attempt})
 
 
 @dataclass(frozen=True)

@@ -193,15 +193,18 @@ def cancel(transaction: Transaction, job_id: str, now: float) -> Job | None:
     return job if job.ended else _end(transaction, job, now, status="canceled", fence=job.fence + 1)
 
 
-def sweep(transaction: Transaction, now: float, *, attempts: int) -> None:
+def sweep(transaction: Transaction, now: float, *, attempts: int) -> list[Job]:
+    changed = []
     late = "completed_at is null and deadline is not null and deadline <= ?"
     for job in _these(transaction, late, now):
-        _end(transaction, job, now, status="canceled", fence=job.fence + 1)
+        changed.append(_end(transaction, job, now, status="canceled", fence=job.fence + 1))
     for job in _these(transaction, "worker is not null and completed_at is null and lease_until <= ?", now):
         if job.attempt >= attempts:
-            _end(transaction, job, now, status="failed", error=LOST.format(job.attempt), fence=job.fence + 1)
+            lost = {"status": "failed", "error": LOST.format(job.attempt)}
+            changed.append(_end(transaction, job, now, **lost, fence=job.fence + 1))
         else:
-            _queue_again(transaction, job)
+            changed.append(_queue_again(transaction, job))
+    return changed
 
 
 def give_up(transaction: Transaction, versions: Sequence[str], now: float) -> None:

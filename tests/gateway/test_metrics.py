@@ -22,7 +22,7 @@ from starlette.routing import Route
 from gateway import logs, metrics
 from gateway.jobs import Claimed
 from gateway.store import Store
-from tests.gateway.receiving import claimed, delivering, finished, new_job, new_store, receiver, settle
+from tests.gateway.receiving import VERSION, claimed, delivering, finished, new_job, new_store, receiver, settle
 from tests.gateway.running import Gateway, until
 from tests.gateway.serving import served
 
@@ -225,3 +225,24 @@ def test_the_running_gateway_tells_what_became_of_a_job(toy: Gateway) -> None:
     assert shown.status == 200
     assert b'gateway_jobs{pool="predict",state="queued"}' in shown.content
     assert toy.curl("/metrics", token="").status == 401
+
+
+def test_jobs_of_lost_workers_and_past_deadlines_are_counted(tmp_path: Path) -> None:
+    store = new_store(tmp_path)
+    before, now = numbers(store), time.time()
+    for _ in range(2):
+        new_job(store)
+        claimed(store)
+    new_job(store, deadline=now)
+    metrics.swept(store.sweep(now + 100, attempts=2))
+    for _ in range(2):
+        store.claim("worker", ["predict"], [VERSION], [], now + 100, 60)
+    metrics.swept(store.sweep(now + 200, attempts=2))
+    after = numbers(store)
+
+    def grown(name: str, **labels: str) -> float:
+        return of(after, name, **labels) - of(before, name, **labels)
+
+    assert grown("gateway_jobs_lost_total", pool="predict") == 2
+    ends = {status: {"pool": "predict", "status": status, "stage": "total"} for status in ("failed", "canceled")}
+    assert [grown("gateway_job_seconds_count", **labels) for labels in ends.values()] == [2, 1]
