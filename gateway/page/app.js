@@ -59,6 +59,7 @@ function App() {
   const { account, models, error } = useGateway(turn);
   const unknown = error?.status === 401;
   useEffect(() => void (unknown && setAsking(true)), [error]);
+  useEffect(() => void (document.title = `${NAVIGATION.find(([name]) => name === route.view)?.[1] ?? "Pictures"} · SDXL`), [route.view]);
   const go = (place) => {
     setPreset(null);
     location.hash = place;
@@ -79,7 +80,7 @@ function App() {
     <${Top} view=${route.view} ask=${() => setAsking(true)} />
     <main id="main" tabindex="-1">
       ${error && html`<p class="error" role="alert">${error.message} ${unknown || html`<button type="button" onClick=${() => setTurn(turn + 1)}>Try again</button>`}</p>`}
-      ${account && html`<${View} ...${{ ...route, account, models, preset, go }} />`}
+      ${account && html`<${View} key=${account.username} ...${{ ...route, account, models, preset, go }} />`}
     </main>
     ${asking && html`<${TokenDialog} wanted=${unknown} done=${done} close=${() => setAsking(false)} />`}`;
 }
@@ -127,7 +128,7 @@ function Top({ view, ask }) {
   }, [theme]);
   const next = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
   return html`<header class="top">
-    <a class="brand" href="#/create"><img src="icon.svg" alt="" width="28" height="28" /><span>Pictures</span></a>
+    <a class="brand" href="#/create"><img src="icon.svg" alt="" width="28" height="28" /><span>SDXL</span></a>
     <nav aria-label="Views">${NAVIGATION.map(([name, label]) => html`<a key=${name} href=${`#/${name}`} aria-current=${view === name ? "page" : null}>${label}</a>`)}</nav>
     <div class="tools">
       <button type="button" class="quiet" onClick=${() => setTheme(next)} aria-label=${`Colours: ${theme}; change to ${next}`}>${{ auto: "◐", light: "○", dark: "●" }[theme]}</button>

@@ -23,7 +23,7 @@ function smoothed(points) {
   });
 }
 
-const number = (value) => Number(value.toPrecision(3)).toString();
+const number = (value) => Number(value.toPrecision(2)).toString();
 
 /** `points`: [[step, loss], ...]; `total`: steps there will be. */
 export function Curve({ points, total }) {

@@ -6,10 +6,10 @@ import { html, useEffect, useRef, useState } from "./lib.js";
 import { Samples, useResult } from "./samples.js";
 import { fileName } from "./schema.js";
 
-/** The job as it goes on, and whether nothing is heard of it at the moment. */
+/** The job as it goes on, and a sentence while nothing is heard of it. */
 export function useFollowed(first) {
   const [job, setJob] = useState(first);
-  const [lost, setLost] = useState(false);
+  const [lost, setLost] = useState("");
   const ended = ENDED.has(job.status);
   useEffect(() => (ended ? undefined : follow(job, setJob, setLost)), [job.id, ended]);
   return [job, setJob, lost];
@@ -55,7 +55,7 @@ function Status({ job, lost, setJob }) {
     <p class=${job.status === "failed" ? "sentence error" : "sentence"}>${told(job)}</p>
     ${!ended && html`<button type="button" class="quiet" onClick=${stop}>Cancel</button>`}
     ${!ended && html`<progress aria-label="Progress" value=${job.status === "processing" && at ? at.done / Math.max(at.total, 1) : null} max="1" />`}
-    ${lost && html`<p class="error">The gateway does not answer; trying again.</p>`}
+    ${lost && html`<p class="error" role="alert">${lost}</p>`}
     ${error && html`<p class="error" role="alert">${error}</p>`}
     <${Spoken} text=${spoken(job, at)} />
   </header>`;

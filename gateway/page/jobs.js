@@ -25,8 +25,8 @@ export async function train(model, version, input, destination) {
 
 export const cancel = (job) => call("POST", `${pathOf(job)}/cancel`);
 
-/** Calls `changed` with the job as it goes on, until it has ended; `lost` with true while nothing is heard of it.
- * Returns what stops it. */
+/** Calls `changed` with the job as it goes on, until it has ended; `lost` with a sentence while nothing is heard of it,
+ * and with "" when it is heard of again. Returns what stops it. */
 export function follow(job, changed, lost = () => {}) {
   let timer;
   let stopped = false;
@@ -38,14 +38,14 @@ export function follow(job, changed, lost = () => {}) {
     try {
       const now = await get(pathOf(job));
       if (stopped) return;
-      lost(false);
+      lost("");
       changed(now);
       away = 0;
       if (!ENDED.has(now.status)) wait(document.hidden ? AWAY : PAUSE[kindOf(job)]);
     } catch (error) {
       if (stopped) return;
       const passing = error instanceof Problem && (error.status === 0 || error.status === 429 || error.status >= 500);
-      lost(true);
+      lost(passing ? "The gateway does not answer; trying again." : error.message);
       if (passing) wait(error.retryAfter * 1000 || Math.min(AWAY, 500 * 2 ** away++));
     }
   }
@@ -109,9 +109,8 @@ export const isPicture = (url) => /^data:image\/|\.(png|jpe?g|webp|gif|avif)(\?|
 export function told(job) {
   const training = kindOf(job) === "training";
   const at = bar(job.logs);
-  const ahead = job.queue_position;
   const sentences = {
-    starting: ahead > 0 ? `Waiting: ${ahead} before it.` : "Waiting for a worker.",
+    starting: "Waiting for a worker.",
     processing: at ? `${training ? "Training" : "Drawing"}: step ${at.done} of ${at.total}.` : `${training ? "Preparing" : "Starting"}.`,
     succeeded: `Done${seconds(job)}.`,
     failed: job.error || "It failed.",

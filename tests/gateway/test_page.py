@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from local.package import ROOT
+from miniature.oracle import read
+from miniature.world import HEART, SHAPES
 from tests.gateway.browsing import (
     DESK,
     PATIENCE,
@@ -29,11 +32,17 @@ from tests.gateway.browsing import (
     violations,
     visit,
 )
-from tests.gateway.running import Gateway
+from tests.gateway.running import Gateway, running
 
 SDXL = "stability-ai/sdxl"
 QUICK: dict[str, Any] = {"num_inference_steps": 2, "disable_safety_checker": True}
 SHORT: dict[str, Any] = {"max_train_steps": 12, "train_batch_size": 1, "lora_rank": 2, "sample_prompts": "a TOK"}
+DROPPED = """(bytes) => {
+  const data = new DataTransfer();
+  data.items.add(new File([new Uint8Array(bytes)], "mine.png", { type: "image/png" }));
+  return data;
+}"""
+ASKING = ("/predictions", "/trainings")
 VIEWS = ("create", "train", "history")
 
 expect.set_options(timeout=PATIENCE)
@@ -48,7 +57,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser, stack: Gateway) -> Iterator[Page]:
     with visit(browser, stack) as page:
-        enter(page, stack)
+        enter(page, stack, f"create/{SDXL}")
         control(page, "prompt").wait_for()
         yield page
 
@@ -71,6 +80,13 @@ def schema(stack: Gateway, component: str) -> dict[str, Any]:
     version = stack.curl(f"/v1/models/{SDXL}/versions/{latest(stack)}").json()
     found: dict[str, Any] = version["openapi_schema"]["components"]["schemas"][component]["properties"]
     return found
+
+
+def asked(page: Page, keys: str = "") -> Locator:
+    """The job that sending the form makes, by its button or with keys."""
+    with page.expect_response(lambda got: got.request.method == "POST" and got.url.endswith(ASKING)) as made:
+        page.keyboard.press(keys) if keys else page.locator(".submit button").click()
+    return page.locator(f'[data-job="{made.value.json()["id"]}"]')
 
 
 def hearts(folder: Path, most: int = 5) -> list[Path]:
@@ -102,8 +118,7 @@ def test_a_picture_from_the_prompt_to_the_file(page: Page, stack: Gateway) -> No
     """Asked for with Ctrl+Enter, shown with its seed, downloaded as it is, its parameters and itself used again."""
     settings(page, **QUICK, num_outputs=2)
     control(page, "prompt").fill("a red circle on a blue background")
-    control(page, "prompt").press("Control+Enter")
-    job = page.locator(".job").first
+    job = asked(page, "Control+Enter")
     expect(job.locator(".status")).to_contain_text("Done")
     picture = job.locator(".picture").first
     size = "(image) => image.decode().then(() => [image.naturalWidth, image.naturalHeight])"
@@ -140,15 +155,13 @@ def test_an_error_is_said_at_its_field(page: Page) -> None:
 def test_progress_cancel_and_history(page: Page, drawn: dict[str, Any]) -> None:
     """A long one is watched and canceled, one fails; the history says so, and leads to each."""
     settings(page, **{**QUICK, "num_inference_steps": 500})
-    page.keyboard.press("Control+Enter")
-    job = page.locator(".job").first
+    job = asked(page, "Control+Enter")
     expect(job.locator(".status")).to_contain_text("of 500.")
     assert 0 <= float(job.locator("progress").get_attribute("value") or "nan") < 1
     job.get_by_role("button", name="Cancel").click()
     expect(job.locator(".sentence")).to_have_text("Canceled.")
     settings(page, **QUICK, lora_scales="1\n2")
-    page.keyboard.press("Control+Enter")
-    expect(page.locator(".job.failed .sentence").first).to_contain_text("lora_scales")
+    expect(asked(page, "Control+Enter").locator(".sentence.error")).to_contain_text("lora_scales")
     page.get_by_role("link", name="History").click()
     expect(page.locator(".tile").nth(0)).to_contain_text("lora_scales")
     expect(page.locator(".tile").nth(1)).to_contain_text("Canceled.")
@@ -159,18 +172,17 @@ def test_progress_cancel_and_history(page: Page, drawn: dict[str, Any]) -> None:
     expect(page.locator("h1")).to_have_text("History")
 
 
-def test_a_picture_of_ones_own_goes_in(page: Page, stack: Gateway, tmp_path: Path) -> None:
-    """It is sent when chosen, shown, and said by name in the code."""
-    Image.new("RGB", (128, 128), "orange").save(tmp_path / "mine.png")
+def test_a_picture_of_ones_own_goes_in(page: Page, stack: Gateway) -> None:
+    """It is sent when dropped, shown, and said by name in the code."""
     settings(page, **QUICK)
-    control(page, "image").set_input_files(tmp_path / "mine.png")
-    control(page, "image").wait_for(state="detached")
+    content = io.BytesIO()
+    Image.new("RGB", (128, 128), "orange").save(content, "PNG")
+    dropped = page.evaluate_handle(DROPPED, list(content.getvalue()))
+    field(page, "image").locator(".drop").dispatch_event("drop", {"dataTransfer": dropped})
     expect(field(page, "image").locator(".held")).to_contain_text("mine.png")
     page.locator(".panel > summary").click()
     expect(page.locator(".panel code")).to_contain_text('open("mine.png", "rb")')
-    page.keyboard.press("Control+Enter")
-    page.get_by_role("button", name="Create").click()
-    job = page.locator(".job").first
+    job = asked(page)
     expect(job.locator(".status")).to_contain_text("Done")
     given = stack.curl(f"/v1/predictions/{job.get_attribute('data-job')}").json()["input"]["image"]
     assert stack.curl(f"{given}").json()["name"] == "mine.png"
@@ -205,8 +217,7 @@ def test_a_training_from_pictures_to_its_first_picture(page: Page, stack: Gatewa
     control(page, "input_images").set_input_files(hearts(tmp_path))
     expect(field(page, "input_images").locator(".thumbnails img")).to_have_count(5)
     settings(page, **SHORT)
-    page.get_by_role("button", name="Train").click()
-    job = page.locator(".job").first
+    job = asked(page)
     expect(job.locator(".curve .mean")).to_be_visible()
     expect(job.locator(".samples img")).to_be_visible()
     assert job.locator(".curve svg").get_attribute("aria-label").endswith("at step 12")  # type: ignore[union-attr]
@@ -219,9 +230,7 @@ def test_a_training_from_pictures_to_its_first_picture(page: Page, stack: Gatewa
     expect(control(page, "prompt")).to_have_value("a photo of TOK")
     assert page.get_by_label("Model").input_value().endswith("/page-hearts")
     settings(page, **QUICK)
-    page.keyboard.press("Control+Enter")
-    page.get_by_role("button", name="Create").click()
-    expect(page.locator(".job").first.locator(".status")).to_contain_text("Done")
+    expect(asked(page).locator(".status")).to_contain_text("Done")
 
 
 @pytest.mark.usefixtures("drawn")
@@ -230,7 +239,7 @@ def test_views_are_accessible_on_a_desk_and_fit_a_phone(browser: Browser, stack:
     """axe-core finds nothing serious, in light and dark; 360 pixels do without sideways scrolling, all unfolded."""
     for size, dark in ((DESK, False), (PHONE, True)):
         with visit(browser, stack, size, dark) as page:
-            enter(page, stack, view)
+            enter(page, stack, view if view == "history" else f"{view}/{SDXL}")
             page.locator(".job, .tile, .nothing, form").first.wait_for()
             page.evaluate("document.querySelectorAll('details').forEach((each) => each.open = true)")
             assert violations(page) == []
@@ -241,10 +250,8 @@ def test_the_keyboard_is_enough(page: Page, drawn: dict[str, Any]) -> None:
     """Tab goes from the top through the form in the order that is seen, each place shown; Escape leaves the token."""
     page.locator(f'[data-job="{drawn["id"]}"]').wait_for()
     page.evaluate("document.activeElement.blur()")
-    places, focus = (
-        [],
-        "[document.activeElement.name || document.activeElement.innerText, getComputedStyle(document.activeElement).outlineStyle]",
-    )
+    places = []
+    focus = "((at) => [at.name || at.innerText, getComputedStyle(at).outlineStyle])(document.activeElement)"
     for _ in range(14):
         page.keyboard.press("Tab")
         place, outline = page.evaluate(focus)
@@ -261,7 +268,7 @@ def test_the_keyboard_is_enough(page: Page, drawn: dict[str, Any]) -> None:
 
 
 def test_the_token_is_asked_for_and_kept_as_chosen(browser: Browser, stack: Gateway) -> None:
-    """A link with it leaves nothing in the address; a wrong one is asked for again; it stays on the device if told to."""
+    """A link with it leaves nothing in the address; a wrong one is asked for again; the device keeps it if told to."""
     with visit(browser, stack) as page:
         page.goto(stack.url)
         page.get_by_role("textbox", name="Token").fill("r8_wrong")
@@ -278,3 +285,34 @@ def test_the_token_is_asked_for_and_kept_as_chosen(browser: Browser, stack: Gate
         control(page, "prompt").wait_for()
         assert stack.token not in page.url
         assert stack.token not in page.evaluate("Object.values(localStorage)")
+
+
+@pytest.mark.soak
+def test_a_long_training_outlives_its_page_and_its_gateway(browser: Browser, tmp_path: Path) -> None:
+    """The page is loaded anew and the gateway killed while it trains; then TOK draws a heart."""
+    with running(tmp_path / "own") as own:
+        own.agent("sdxl", SDXL, SDXL_CACHE=str(tmp_path / "cache"))
+        with visit(browser, own) as page:
+            page.set_default_timeout(170_000)
+            enter(page, own, f"train/{SDXL}")
+            page.get_by_label("Name of the new model").fill("hearts")
+            control(page, "input_images").set_input_files(ROOT / "examples" / "hearts.zip")
+            settings(page, max_train_steps=600, lora_rank=8, seed=1, sample_prompts="none")
+            job = asked(page)
+            expect(job.locator(".sentence")).to_contain_text("of 600.")
+            page.reload()
+            expect(job.locator(".curve .mean")).to_be_visible()
+            killed = psutil.Process(own.processes[0].pid).children()[0]
+            killed.kill()
+            expect(job.locator(".status")).to_contain_text("Done", timeout=170_000)
+            assert not killed.is_running()
+            job.get_by_role("button", name="Try it").click()
+            settings(page, prompt="a red TOK on a blue background", num_inference_steps=20, guidance_scale=5, seed=1)
+            done = asked(page)
+            expect(done.locator(".status")).to_contain_text("Done")
+            url = own.curl(f"/v1/predictions/{done.get_attribute('data-job')}").json()["output"][0]
+            seen = read(Image.open(io.BytesIO(own.curl(url).content)).convert("RGB"), (*SHAPES, HEART))
+            assert (seen.background, [(thing.color, thing.shape) for thing in seen.things]) == (
+                "blue",
+                [("red", "heart")],
+            )
