@@ -22,10 +22,11 @@ MASKS = (
     (re.compile(r"\b(bearer|token|basic)(\s+|\W{0,3}[:=]\W{0,3})[\w\-.~+/=]{6,}", re.IGNORECASE), r"\1 ***"),
     (re.compile(r"\b(?:r8|whsec|hf|gw)_[\w\-+/=]{8,}"), "***"),
     (re.compile(r"\bdata:[\w/+.\-;=]*,[^\s\"']*"), "data:***"),
-    (re.compile(r"(\w+://)[^\s/@]*@"), r"\1"),
-    (re.compile(r"(\w+://[^\s?\"'#]*)[?#][^\s\"']*"), r"\1?***"),
+    (re.compile(r"\b(\w+://)[^\s/@]{0,500}@"), r"\1"),
+    (re.compile(r"\b(\w+://[^\s?\"'#]{0,500})[?#][^\s\"']*"), r"\1?***"),
     (re.compile(r"(/v1/(?:files|streams)/)[^\s\"']+"), r"\1***"),
 )
+LONGEST = 8_000  # characters of a message: with the numbers above, masking takes no time that anybody could blow up
 USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 about: ContextVar[str | None] = ContextVar("about", default=None)  # the prediction that the present work is for
@@ -33,7 +34,8 @@ log = logging.getLogger("gateway.http")
 
 
 def masked(text: str) -> str:
-    """The text without what is secret."""
+    """The text without what is secret, and no longer than it may be."""
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     for pattern, instead in MASKS:
         text = pattern.sub(instead, text)
     return text

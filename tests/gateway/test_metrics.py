@@ -246,3 +246,11 @@ def test_jobs_of_lost_workers_and_past_deadlines_are_counted(tmp_path: Path) -> 
     assert grown("gateway_jobs_lost_total", pool="predict") == 2
     ends = {status: {"pool": "predict", "status": status, "stage": "total"} for status in ("failed", "canceled")}
     assert [grown("gateway_job_seconds_count", **labels) for labels in ends.values()] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "piece", ["a", "a://", "data:", "token ", "bearer=", "/v1/files/", "a://a@", "http://a?", " ", "r8_"]
+)
+def test_no_text_makes_the_log_slow(piece: str) -> None:
+    """Twice the text is not four times the work: beyond its longest message none is looked at."""
+    assert len(logs.masked(piece * 1_000_000)) <= logs.LONGEST + 2_000
