@@ -102,10 +102,13 @@ class Kept(Collector):
         yield age
         yield GaugeMetricFamily("gateway_webhooks_waiting", "Calls of webhooks to be made", value=counts["deliveries"])
         yield GaugeMetricFamily("gateway_workers", "Workers heard of within a minute", value=len(workers))
-        restarts = GaugeMetricFamily("gateway_worker_restarts", "How often its model was restarted", labels=("worker",))
+        starts = GaugeMetricFamily(
+            "gateway_worker_starts", "How often a worker has started its model", labels=("worker", "pool")
+        )
         for worker in workers:
-            restarts.add_metric((str(worker["worker"]),), float(worker.get("restarts", 0)))
-        yield restarts
+            for pool, number in (worker.get("starts") or {}).items():
+                starts.add_metric((worker["worker"], pool), number)
+        yield starts
 
 
 def text(store: Store) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,14 +90,15 @@ def test_lora_hits(tmp_path: Path, key: str, warm: tuple[str, ...], kind: str) -
     assert of(numbers(store), "gateway_claims_total", pool="predict", weights=kind) == before + 1
 
 
-def test_restarts_of_workers_that_were_heard_of(tmp_path: Path) -> None:
+def test_starts_of_workers_that_were_heard_of(tmp_path: Path) -> None:
     store = new_store(tmp_path)
-    store.seen("here", time.time(), {"restarts": 3})
-    store.seen("away", time.time() - 300, {"restarts": 1})
+    store.seen("here", time.time(), {"starts": {"predict": 3}})
+    store.seen("away", time.time() - 300, {"starts": {"predict": 1}})
+    store.seen("new", time.time(), {})
     found = numbers(store)
-    assert of(found, "gateway_workers") == 1
-    assert of(found, "gateway_worker_restarts", worker="here") == 3
-    assert ("gateway_worker_restarts", frozenset({("worker", "away")})) not in found
+    assert of(found, "gateway_workers") == 2
+    assert of(found, "gateway_worker_starts", worker="here", pool="predict") == 3
+    assert not any(("worker", "away") in labels for _, labels in found)
 
 
 def test_tries_of_webhooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +226,7 @@ def test_the_running_gateway_tells_what_became_of_a_job(toy: Gateway) -> None:
     shown = toy.curl("/metrics")
     assert shown.status == 200
     assert b'gateway_jobs{pool="predict",state="queued"}' in shown.content
+    assert re.search(rb'gateway_worker_starts{pool="predict",worker="[^"]+"} 1', shown.content)
     assert toy.curl("/metrics", token="").status == 401
 
 
