@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from errors import InputError
@@ -31,6 +30,7 @@ from sdxl.compiled import compiled, kinds
 from sdxl.eight_bit import EightBit
 from sdxl.graphs import Graphs
 from sdxl.layout import settled
+from sdxl.narrow import UNet2DConditionModel
 from sdxl.placement import Placement
 from sdxl.unet import BlockFunction, Told, UNet, is_known
 from sdxl.workers import Job, Workers
