@@ -23,6 +23,7 @@ from sdxl.reading import read_tensors
 from sdxl.safety import Safety, load_safety
 from sdxl.text import TextEncoders
 from sdxl.tokenizer import Tokenizer
+from sdxl.workers import Stop, beside
 
 SDXL_WIDTH = 1280  # channels of its UNet where that is widest
 
@@ -144,13 +145,15 @@ def load_models(
             module = blank(folder, make)
             return pool.submit(lambda: fill(module, read_tensors(folder, device, dtype)))
 
-        @torch.inference_mode(False)  # it may be a request that asks for it first; weights are no tensors of a request
-        def load_refiner() -> UNet2DConditionModel:
+        def read_refiner(_stop: Stop) -> UNet2DConditionModel:
             assert files.refiner is not None
             folder = files.refiner / "unet"
             refiner = fill(blank(folder, _unet), read_tensors(folder, device, dtype))
             placement.adopt(refiner)
             return refiner
+
+        def load_refiner() -> UNet2DConditionModel:
+            return beside(read_refiner)  # a request asks for it, whose cancel may not meet the threads that read
 
         parts = _load_folder(files.base, load) if files.config is None else _load_file(files, device, dtype)
         refiner = load(files.refiner / "unet", _unet) if files.refiner and not defer_refiner else None
