@@ -26,6 +26,7 @@ from sdxl.placement import placement_from
 from sdxl.progress import Progress
 from sdxl.request import MicroConditioning, Prompts, Request, Sampling, choose_seeds, parse_micro
 from sdxl.safety import required
+from sdxl.schedulers import SCHEDULERS
 from sdxl.stages import Stages
 from sdxl.workers import Workers
 from tuning import FineTunes, wished
@@ -53,6 +54,9 @@ class Painter:
         self.outputs = OutputFolders(self.writers)
         with stages.timed("fine-tunes"):
             self.fine_tunes = FineTunes(self.models, boot, os.environ.get("SDXL_MODEL", ""))
+        Image.preinit()  # it and schedulers import more at their first use, where a cancel may come
+        for each in SCHEDULERS.values():
+            each.scheduler(self.models.scheduler_config)
         gc.collect()
         gc.freeze()  # what is loaded stays: each later collection would walk 400,000 objects of it for nothing
 

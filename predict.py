@@ -221,7 +221,7 @@ class Predictor(BaseRunner):
             default=1,
         ),
         quantization: str = Input(
-            description="An experiment: most products of the UNet in 8 bits (int8: A100, A40 and later; fp8: L40S, H100 and later). Changes the picture a little; not faster until its own blocks are compiled too.",
+            description="Most products of the UNet in 8 bits (int8: A100, A40 and later; fp8: L40S, H100 and later). Changes the picture a little; faster from the request on that finds its blocks compiled, which the first one sets going.",
             choices=["none", "int8", "fp8"],
             default="none",
         ),

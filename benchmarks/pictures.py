@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from transformers import CLIPImageProcessorPil
 
+import weights
 from benchmarks.measure import Effort, Row, interleave, timing_row
 from benchmarks.stand_ins import pipeline
 from predict import Predictor
@@ -71,6 +74,9 @@ class Reference:
     def __init__(self, models: Models, folder: Path) -> None:
         self.models, self.folder = models, folder
         self.pipe = pipeline(models, add_watermarker=True)
+        checker = weights.resolve("miniature").safety_checker
+        self.checker: Any = checker and StableDiffusionSafetyChecker.from_pretrained(checker, dtype=torch.float32)
+        self.processor: Any = checker and CLIPImageProcessorPil.from_pretrained(checker)
 
     def __call__(self, *, prompt: str, num_inference_steps: int, num_outputs: int, seed: int) -> None:
         """Write out-0.png, ..."""
@@ -84,8 +90,8 @@ class Reference:
             generator=torch.Generator().manual_seed(seed),
             num_inference_steps=num_inference_steps,
         ).images
-        if safety := self.models.safety:
-            prepared = safety.processor(images=images, return_tensors="pt")
-            safety.checker(clip_input=prepared["pixel_values"], images=[np.array(image) for image in images])
+        if self.checker:
+            prepared = self.processor(images=images, return_tensors="pt")
+            self.checker(clip_input=prepared["pixel_values"], images=[np.array(image) for image in images])
         for number, image in enumerate(images):
             image.save(self.folder / f"out-{number}.png")

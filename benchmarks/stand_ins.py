@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 import weights
 from sdxl.denoise import Draw
@@ -86,14 +87,15 @@ class Sides:
 
 
 def pipeline(models: Models, **options: Any) -> Any:
-    """The diffusers pipeline around the modules of `models`."""
+    """The diffusers pipeline around the modules of `models`, with the miniature's tokenizers."""
     make: Any = StableDiffusionXLPipeline
+    folder = weights.MINIATURE / "base"
     pipe = make(
         vae=models.vae,
         text_encoder=models.text.text_encoder,
         text_encoder_2=models.text.text_encoder_2,
-        tokenizer=models.text.tokenizer,
-        tokenizer_2=models.text.tokenizer_2,
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer_2=CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
         unet=models.base,
         scheduler=SCHEDULERS["K_EULER"].scheduler(models.scheduler_config),
         **({"add_watermarker": False} | options),

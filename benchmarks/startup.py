@@ -69,7 +69,9 @@ def _middle(found: Found, side: str, name: str) -> float:
 
 def _times(found: Found) -> list[Row]:
     imports = {side: [each["import"] for each in found[side]] for side in (A, B)}
+    setup = {side: [each["import"] + median(each["load"]) for each in found[side]] for side in (A, B)}
     return [
+        timing_row(GROUP, "setup: imports and the miniature, CPU time", setup[A], setup[B], unit="s", most_ratio=0.6),
         timing_row(GROUP, "import, CPU time", imports[A], imports[B], unit="s", most=MOST_IMPORT_SECONDS),
         _load_time("load the miniature", found, A),
         _load_time("load the miniature, A shares nothing", found, APART),

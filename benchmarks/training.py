@@ -252,7 +252,7 @@ def _without_data(part: str) -> torch.nn.Module:
     dtype = torch.float32 if part == "vae" else torch.bfloat16
     module: torch.nn.Module = blank(BASE / part, wide_model.MAKERS[part])
     state = ((name, torch.empty(value.shape, dtype=dtype, device=META)) for name, value in module.state_dict().items())
-    return fill(module, state, META)
+    return fill(module, state)
 
 
 def _peaks(live: Live, models: Models, examples: Sequence[Example], **asked: float) -> list[float]:

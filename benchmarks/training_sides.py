@@ -21,6 +21,7 @@ from sdxl.engine import Engines
 from sdxl.models import Models, config_of
 from sdxl.placement import Placement
 from sdxl.text import TextEncoders
+from sdxl.tokenizer import Tokenizer
 from tests.training import config
 from trainer.config import Config
 from trainer.latents import Latents, time_ids
@@ -38,9 +39,9 @@ def models_of(make: Callable[[str], Any], device: torch.device = CPU) -> Models:
     """SDXL's base around parts by name, without a refiner and a safety checker."""
     return Models(
         text=TextEncoders(
-            tokenizer=CLIPTokenizer.from_pretrained(BASE / "tokenizer"),
+            tokenizer=Tokenizer(BASE / "tokenizer"),
             text_encoder=make("text_encoder"),
-            tokenizer_2=CLIPTokenizer.from_pretrained(BASE / "tokenizer_2"),
+            tokenizer_2=Tokenizer(BASE / "tokenizer_2"),
             text_encoder_2=make("text_encoder_2"),
         ),
         vae=make("vae"),
@@ -114,8 +115,8 @@ class Reference:
         self.sizes = [time_ids(example) for example in chosen]
         self.pixels = torch.stack([_pixels(example) for example in chosen]).to(self.device)
         self.ids = [
-            _ids(tokenizer, [example.caption for example in chosen]).to(self.device)
-            for tokenizer in (self.text.tokenizer, self.text.tokenizer_2)
+            _ids(BASE / name, [example.caption for example in chosen]).to(self.device)
+            for name in ("tokenizer", "tokenizer_2")
         ]
         self.told = 0.0
 
@@ -143,8 +144,8 @@ class Reference:
         states = []
         encoders: tuple[Any, ...] = (self.text.text_encoder, self.text.text_encoder_2)
         for encoder, ids in zip(encoders, self.ids, strict=True):
-            found = encoder(ids.to(encoder.device), output_hidden_states=True, return_dict=False)
-            pooled, hidden = found[0], found[-1][-2]
+            found = encoder(ids.to(encoder.device), output_hidden_states=True)
+            pooled, hidden = found[0], found.hidden_states[-2]
             states.append(hidden.view(*hidden.shape[:2], -1))
         return torch.cat(states, -1), pooled.view(len(pooled), -1)
 
@@ -186,7 +187,8 @@ def _pixels(example: Example) -> Tensor:
         return torch.tensor(np.asarray(image, np.float32) / 127.5 - 1).permute(2, 0, 1)
 
 
-def _ids(tokenizer: Any, captions: list[str]) -> Tensor:
+def _ids(folder: Path, captions: list[str]) -> Tensor:
+    tokenizer: Any = CLIPTokenizer.from_pretrained(folder)
     ids: Tensor = tokenizer(
         captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     ).input_ids

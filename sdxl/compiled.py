@@ -4,7 +4,7 @@ What a compilation makes is kept as one file per card and versions. Where there 
 that no request waits for its work; then it is loaded here, tried on made-up numbers, and handed out. Whatever goes
 wrong costs one line in the log, and the blocks stay as they are.
 
-`python -m sdxl.compiled FILE DEVICE DTYPE WIDTH:HEADS ...` is that process.
+`python -m sdxl.compiled FILE DEVICE DTYPE WIDTH:HEADS:QUANTIZATION ...` is that process.
 """
 
 from __future__ import annotations
@@ -23,15 +23,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sdxl.eight_bit import Copies
 from sdxl.layout import joined
 from sdxl.linear import Layer
 from sdxl.unet import Attention, Block, BlockFunction, Norm, UNet, attend, block
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("unet.py", "linear.py", "layout.py", "compiled.py")
+SOURCES = ("unet.py", "linear.py", "layout.py", "eight_bit.py", "compiled.py")
 SHIPPED = ROOT / "compiled"  # files that came with the package; they are looked for first
+MOST_GRAPHS = 32  # two UNets of up to three widths each, in three kinds of arithmetic
 ROWS, TOKENS = 256, 77  # of the numbers that it is tried on
 CLOSE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # relative error of a block at most
+CLOSE_IN_8_BITS = 5e-2  # the last bit of an input decides on which side it is rounded
 
 
 class Kind(NamedTuple):
@@ -39,11 +42,12 @@ class Kind(NamedTuple):
 
     width: int
     heads: int
+    quantization: str = "none"
 
 
-def kinds(unet: UNet) -> list[Kind]:
-    """The kinds of block in a UNet."""
-    return sorted({Kind(len(w.norm1.weight), w.attn1.heads) for w in unet.blocks})
+def kinds(unet: UNet, quantization: str = "none") -> list[Kind]:
+    """The kinds of block in a UNet, where those compute in 8 bits if `quantization` says so."""
+    return sorted({Kind(len(w.norm1.weight), w.attn1.heads, quantization) for w in unet.blocks})
 
 
 @torch.library.custom_op("sdxl::attend", mutates_args=())
@@ -65,16 +69,18 @@ def _opaque(x: Tensor, key: Tensor, value: Tensor, w: Block) -> Tensor:
 def compile_block() -> BlockFunction:
     """`block`, compiled for each width when it is first called, once for all sizes, numbers of pictures and lengths of
     text: two sizes that happen to be equal, or a size of 1, are no reason to compile again."""
+    import torch._dynamo.config as versions
     import torch.fx.experimental._config as sizes
 
     sizes.use_duck_shape, sizes.backed_size_oblivious = False, True
+    versions.recompile_limit = MOST_GRAPHS
     function: BlockFunction = torch.compile(_opaque, dynamic=True, fullgraph=True)
     return function
 
 
 def example(kind: Kind, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Block]:
     """Made-up arguments of `block`, of the same types as real ones."""
-    width, heads = kind
+    width, heads, quantization = kind
     generator = torch.Generator(device).manual_seed(width)
 
     def made(*shape: int) -> Tensor:
@@ -93,6 +99,8 @@ def example(kind: Kind, device: torch.device, dtype: torch.dtype) -> tuple[Tenso
 
     feed = layer(8 * width, width, bias=True), layer(width, 4 * width, bias=True)
     w = joined(Block(norm(), attention(), norm(), attention(), norm(), *feed))
+    if quantization != "none":
+        (w,) = Copies(quantization).of([w])
     with torch.inference_mode():
         x, key, value = (made(*shape).data for shape in ((2 * ROWS, width), (2, TOKENS, width), (2, TOKENS, width)))
     return x, key, value, w
@@ -105,7 +113,7 @@ def check(function: BlockFunction, wanted: Iterable[Kind], device: torch.device,
         with torch.inference_mode():
             expected, found = block(*arguments).float(), function(*arguments).float()
         error = float((found - expected).norm() / expected.norm())
-        if not error <= CLOSE[dtype]:
+        if not error <= (CLOSE[dtype] if kind.quantization == "none" else CLOSE_IN_8_BITS):
             raise RuntimeError(f"a compiled block of width {kind.width} is off by {error:.3g}")
 
 
@@ -158,7 +166,7 @@ def _make(path: Path, wanted: Sequence[Kind], device: torch.device, dtype: torch
     """Have it compiled by another process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "sdxl.compiled", str(path), str(device), str(dtype).removeprefix("torch.")]
-    command += [f"{each.width}:{each.heads}" for each in wanted]
+    command += [":".join(map(str, each)) for each in wanted]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if run.returncode:
         raise RuntimeError((run.stderr.strip().splitlines() or ["no reason given"])[-1])
@@ -169,7 +177,10 @@ def main(words: Sequence[str]) -> None:
     """Compile at low priority, and keep what came of it."""
     os.nice(10)
     path, device, dtype = Path(words[0]), torch.device(words[1]), getattr(torch, words[2])
-    wanted = [Kind(*map(int, word.split(":"))) for word in words[3:]]
+    wanted = []
+    for word in words[3:]:
+        width, heads, quantization = word.split(":")
+        wanted.append(Kind(int(width), int(heads), quantization))
     check(compile_block(), wanted, device, dtype)
     saved = torch.compiler.save_cache_artifacts()
     if saved is None:

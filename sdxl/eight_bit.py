@@ -1,6 +1,6 @@
 """A UNet whose transformer blocks compute in 8 bits, kept in step with the weights that it was made from."""
 
-from dataclasses import replace
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from errors import InputError
 from sdxl.linear import KINDS, Fp8, Int8, Kind, Linear
 from sdxl.placement import Placement
-from sdxl.unet import Block, UNet, block
+from sdxl.unet import Block
 
 QUANTIZATIONS = ("none", *KINDS)
 
@@ -26,18 +26,21 @@ def require(quantization: str, placement: Placement) -> None:
             raise InputError(f"quantization={quantization!r} is nothing that {name} can compute; choose another.")
 
 
-class EightBit:
-    """`unet` computes with 8-bit copies of a UNet's weights. What stays: convolutions, and what runs once a request.
-    Its blocks are not compiled: that would happen in the middle of a request, and from the ninth version on fail it."""
+class Copies:
+    """What linear layers of blocks compute with in 8 bits, kept in step with the weights that it was made from. What
+    stays: convolutions, and what runs once a request."""
 
-    def __init__(self, unet: UNet, quantization: str) -> None:
-        self.quantization = quantization
+    def __init__(self, quantization: str) -> None:
         self._kind: Kind = KINDS[quantization]
         self._copies: list[tuple[Tensor, Tensor, Tensor]] = []  # a weight, its copy and its scale
         self._versions: list[int] = []
+
+    def of(self, blocks: Iterable[Block]) -> tuple[Block, ...]:
+        """They, in 8 bits."""
         with torch.inference_mode(False), torch.no_grad():
-            self.unet = replace(unet, blocks=tuple(map(self._block, unet.blocks)), block=block)
+            made = tuple(map(self._block, blocks))
         self._versions = self._now()
+        return made
 
     def refresh(self) -> None:
         """Make anew, in their places, the copies of weights that have been written since."""

@@ -19,23 +19,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from errors import InputError
 from sdxl.attention import preferred
 from sdxl.compiled import compiled, kinds
-from sdxl.eight_bit import EightBit
+from sdxl.eight_bit import QUANTIZATIONS, Copies
 from sdxl.graphs import Graphs
 from sdxl.layout import settled
+from sdxl.narrow import UNet2DConditionModel
 from sdxl.placement import Placement
-from sdxl.unet import BlockFunction, Told, UNet, is_known
+from sdxl.unet import BlockFunction, Told, UNet, block, is_known
 from sdxl.workers import Job, Workers
 
 ENGINES = ("auto", "compile", "graph", "eager", "diffusers")
+COMPILED = ("auto", "compile")
+Compiling = Job[BlockFunction | None]
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class _Plain:
     conditioning: Conditioning
 
     def __call__(self, model_input: Tensor, timestep: Tensor, *, reuse: bool = False) -> Tensor:
-        assert not reuse
+        del reuse  # it may be taken, and need not
         told = self.conditioning.last(len(model_input))
         added = {"text_embeds": told.text_embeds, "time_ids": told.time_ids}
         noise: Tensor = self.module(
@@ -118,19 +120,26 @@ class _Fast:
         return self._part[1]
 
 
+class _Eight(NamedTuple):
+    """A UNet in 8 bits, and what calls it."""
+
+    quantization: str
+    copies: Copies
+    unet: UNet
+    runs: _Runs
+
+
 class Engine:
     """One UNet, for all requests."""
 
     def __init__(self, module: UNet2DConditionModel, engines: Engines) -> None:
         self._module, self._engines = module, engines
         self._name = engines.resolved if is_known(module) else "diffusers"
-        self._compiling: Job[BlockFunction | None] | None = None
+        self._jobs: dict[str, Compiling | None] = {} if self._name in COMPILED else dict.fromkeys(QUANTIZATIONS)
         if self._name != "diffusers":
             self._unet = UNet.of(module)
             self._use(self._unet)
-        if self._name in ("auto", "compile"):
-            job = partial(compiled, kinds(self._unet), engines.placement.device, self._dtype, engines.folder)
-            self._compiling = engines.compiler.submit(job)
+            self._block("none")
 
     @property
     def can_reuse(self) -> bool:
@@ -141,8 +150,8 @@ class Engine:
         """Tell it a request's prompts. `quantization` is one of those in `sdxl.eight_bit`."""
         if self._name == "diffusers":
             return _Plain(self._module, conditioning)
-        if self._compiling is not None and (self._compiling.finished or self._name == "compile"):
-            self._swap_in(self._compiling.result())
+        if (function := self._block("none")) is not self._unet.block:
+            self._swap_in(function)
         runs = self._runs if quantization == "none" else self._in_eight_bits(quantization)
         told = self._unet.tell(conditioning.prompt_embeds, conditioning.text_embeds, conditioning.time_ids)
         return _Fast(runs, told, self._dtype, partial(preferred, self._engines.placement.device))
@@ -151,21 +160,31 @@ class Engine:
     def _dtype(self) -> torch.dtype:
         return self._unet.conv_in.weight.dtype
 
-    def _swap_in(self, function: BlockFunction | None) -> None:
+    def _block(self, quantization: str) -> BlockFunction:
+        """The block for that arithmetic: compiled if the background has it ready, which begins with it when first asked
+        for; SDXL_ENGINE=compile waits."""
+        if quantization not in self._jobs:
+            wanted, device = kinds(self._unet, quantization), self._engines.placement.device
+            work = partial(compiled, wanted, device, self._dtype, self._engines.folder)
+            self._jobs[quantization] = self._engines.compiler.submit(work)
+        job = self._jobs[quantization]
+        ready = job is not None and (job.finished or self._name == "compile") and job.result()
+        return ready or block
+
+    def _swap_in(self, function: BlockFunction) -> None:
         """From now on with compiled blocks. What was recorded knows where the weights were, and goes with them; if this
         is cut short, the next request begins with it again."""
-        if function is not None:
-            try:
-                self._use(replace(settled(self._unet), block=function))
-            except torch.OutOfMemoryError:
-                self._use(UNet.of(self._module))
-                logging.getLogger(__name__).warning("The UNet is not compiled: no memory for moving its weights.")
-        self._compiling = None
+        try:
+            self._use(replace(settled(self._unet), block=function))
+        except torch.OutOfMemoryError:
+            self._use(UNet.of(self._module))
+            self._jobs = dict.fromkeys(QUANTIZATIONS)
+            logging.getLogger(__name__).warning("The UNet is not compiled: no memory for moving its weights.")
 
     def _use(self, unet: UNet) -> None:
         self._unet = unet
         self._runs = self._recorded(unet)
-        self._eight: tuple[EightBit, _Runs] | None = None
+        self._eight: _Eight | None = None
 
     def _recorded(self, unet: UNet) -> _Runs:
         """It, as graphs where they are used."""
@@ -173,14 +192,26 @@ class Engine:
             return unet
         return Graphs(unet, self._engines.placement.device, self._engines.recorder)
 
+    def forget(self) -> None:
+        """Give back the memory of recorded calls; they are recorded anew when they are made again."""
+        for runs in (self._runs, self._eight and self._eight.runs) if self.can_reuse else ():
+            if isinstance(runs, Graphs):
+                runs.forget()
+
     def _in_eight_bits(self, quantization: str) -> _Runs:
         """In step with the weights as they are now. One kind is kept at a time."""
-        if self._eight is None or self._eight[0].quantization != quantization:
-            self._eight = None
-            made = EightBit(self._unet, quantization)
-            self._eight = made, self._recorded(made.unet)
-        self._eight[0].refresh()
-        return self._eight[1]
+        function, eight = self._block(quantization), self._eight
+        if eight is None or eight.quantization != quantization:
+            self._eight = eight = None  # before there is another
+            copies = Copies(quantization)
+            unet = replace(self._unet, blocks=copies.of(self._unet.blocks), block=function)
+            eight = _Eight(quantization, copies, unet, self._recorded(unet))
+        elif eight.unet.block is not function:
+            unet = replace(eight.unet, block=function)
+            eight = eight._replace(unet=unet, runs=self._recorded(unet))
+        self._eight = eight
+        eight.copies.refresh()
+        return eight.runs
 
 
 @dataclass
@@ -195,7 +226,7 @@ class Engines:
     def __post_init__(self) -> None:
         if self.resolved not in ("eager", "diffusers"):
             self.recorder = Workers(1, "recorder")
-        if self.resolved in ("auto", "compile"):
+        if self.resolved in COMPILED:
             self.compiler = Workers(1, "compiler")
 
     @classmethod
@@ -219,8 +250,13 @@ class Engines:
             self._made[module] = Engine(module, self)
         return self._made[module]
 
+    def forget(self) -> None:
+        """Give back the memory of recorded calls."""
+        for engine in self._made.values():
+            engine.forget()
+
     def prepare(self, *modules: Any) -> None:
         """Make those of a model that is being set up; with SDXL_ENGINE=compile until they are compiled."""
         for engine in [self.of(module) for module in modules if module is not None]:
-            if self.resolved == "compile" and engine._compiling is not None:
-                engine._compiling.wait()
+            if self.resolved == "compile":
+                engine._block("none")

@@ -1,11 +1,11 @@
 """A prediction: encode the text, start the latents, denoise (and refine), decode."""
 
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from sdxl.schedulers import make_schedule
 from sdxl.text import PromptEmbeds
 
 Steps = Sequence[Sequence[Step]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def generate(
             latents = paint(models, request, passes, embeds, image_latents, draw, progress)
         for each in torch.split(latents, 1):
             with progress.stage("decode"):
-                picture = decode(models, each)
+                picture = _with_room(models, partial(decode, models, each))
             yield request.canvas.finish(picture)
 
 
@@ -104,6 +105,14 @@ def _together(models: Models, request: Request, tokens: int) -> Iterator[Sequenc
     area = models.native**2 / (request.canvas.width * request.canvas.height)
     most = max(1, int(models.placement.at_once * min(1.0, area, 4 * 77 / tokens)))
     yield from (request.seeds[at : at + most] for at in range(0, len(request.seeds), most))
+
+
+def _with_room(models: Models, work: Callable[[], T]) -> T:
+    """What it returns. Where it runs out of memory, that of the recorded calls of the UNets is given up for it."""
+    with suppress(torch.OutOfMemoryError):
+        return work()
+    models.engines.forget()
+    return work()
 
 
 @contextmanager

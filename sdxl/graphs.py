@@ -130,11 +130,11 @@ class Graphs:
         try:
             return Places.like(latents, timestep, told)
         except torch.OutOfMemoryError:
-            self._forget()
+            self.forget()
         return Places.like(latents, timestep, told)
 
-    def _forget(self, but: Places | None = None) -> None:
-        """Let go of the other shapes, and of memory that nothing lies in."""
+    def forget(self, but: Places | None = None) -> None:
+        """Let go of all shapes, or the others, and of memory that nothing lies in."""
         for key in [key for key, places in self._places.items() if places is not but]:
             del self._places[key]
         torch.cuda.empty_cache()
@@ -165,7 +165,7 @@ class Graphs:
             except torch.OutOfMemoryError:
                 outputs = ()
             if not outputs:  # outside of the clause that holds, by its error, what the call had in hand
-                self._forget(but=places)
+                self.forget(but=places)
                 outputs = work()
             places.called.add(kind)
             return outputs
@@ -181,7 +181,7 @@ class Graphs:
             self._failed = True
             logging.getLogger(__name__).warning("The UNet runs without CUDA graphs: %s", str(error)[:200])
         if not self._failed:
-            self._forget(but=places)
+            self.forget(but=places)
         return None
 
     def _pool(self) -> Any:

@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch.nn import Module
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from errors import WeightsError
+from sdxl.clip import ProjectedTextModel, TextModel
 from sdxl.engine import Engines
 from sdxl.files import ModelFiles
 from sdxl.modules import M, blank, config, fill
+from sdxl.narrow import AutoencoderKL, UNet2DConditionModel
 from sdxl.placement import Placement
 from sdxl.reading import read_tensors
 from sdxl.safety import Safety, load_safety
 from sdxl.text import TextEncoders
+from sdxl.tokenizer import Tokenizer
+from sdxl.workers import Stop, beside
 
 SDXL_WIDTH = 1280  # channels of its UNet where that is widest
 
@@ -142,15 +143,17 @@ def load_models(
 
         def load(folder: Path, make: Callable[[dict[str, Any]], M], dtype: torch.dtype = dtype) -> "Future[M]":
             module = blank(folder, make)
-            return pool.submit(lambda: fill(module, read_tensors(folder, device, dtype), device))
+            return pool.submit(lambda: fill(module, read_tensors(folder, device, dtype)))
 
-        @torch.inference_mode(False)  # it may be a request that asks for it first; weights are no tensors of a request
-        def load_refiner() -> UNet2DConditionModel:
+        def read_refiner(_stop: Stop) -> UNet2DConditionModel:
             assert files.refiner is not None
             folder = files.refiner / "unet"
-            refiner = fill(blank(folder, _unet), read_tensors(folder, device, dtype), device)
+            refiner = fill(blank(folder, _unet), read_tensors(folder, device, dtype))
             placement.adopt(refiner)
             return refiner
+
+        def load_refiner() -> UNet2DConditionModel:
+            return beside(read_refiner)  # a request asks for it, whose cancel may not meet the threads that read
 
         parts = _load_folder(files.base, load) if files.config is None else _load_file(files, device, dtype)
         refiner = load(files.refiner / "unet", _unet) if files.refiner and not defer_refiner else None
@@ -202,15 +205,14 @@ class _Parts:
 def _load_folder(base: Path, load: Callable[..., Future[Any]]) -> _Parts:
     """Begin to read a diffusers folder."""
     unet = load(base / "unet", _unet)
-    encoder = load(base / "text_encoder", lambda config: CLIPTextModel(CLIPTextConfig(**config)))
-    encoder_2 = load(base / "text_encoder_2", lambda config: CLIPTextModelWithProjection(CLIPTextConfig(**config)))
+    encoder, encoder_2 = load(base / "text_encoder", TextModel), load(base / "text_encoder_2", ProjectedTextModel)
     scheduler_config = json.loads((base / "scheduler" / "scheduler_config.json").read_text())
 
     def text() -> TextEncoders:
         return TextEncoders(
-            tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer"),
+            tokenizer=Tokenizer(base / "tokenizer"),
             text_encoder=encoder.result(),
-            tokenizer_2=CLIPTokenizer.from_pretrained(base / "tokenizer_2"),
+            tokenizer_2=Tokenizer(base / "tokenizer_2"),
             text_encoder_2=encoder_2.result(),
         )
 
@@ -222,8 +224,9 @@ def _load_file(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> _
 
     Its own VAE is left aside where `files` names another: the original one overflows in float16.
     """
-    from diffusers import StableDiffusionXLPipeline  # half a second that only this case needs
+    from diffusers import StableDiffusionXLPipeline  # two seconds that only this case needs
 
+    assert files.config is not None
     without = {"vae": None} if files.vae else {}
     try:
         pipe = StableDiffusionXLPipeline.from_single_file(
@@ -231,15 +234,17 @@ def _load_file(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> _
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise WeightsError(f"{files.base.name} is no complete SDXL checkpoint: {error}") from error
-    encoders = TextEncoders(
-        tokenizer=pipe.tokenizer,
-        text_encoder=pipe.text_encoder,
-        tokenizer_2=pipe.tokenizer_2,
-        text_encoder_2=pipe.text_encoder_2,
-    )
     for module in (pipe.text_encoder, pipe.text_encoder_2, pipe.unet):
         module.requires_grad_(False).eval().to(device)
+    encoder = blank(files.config / "text_encoder", TextModel)
+    encoder_2 = blank(files.config / "text_encoder_2", ProjectedTextModel)
+    encoders = TextEncoders(
+        tokenizer=Tokenizer(files.config / "tokenizer"),
+        text_encoder=fill(encoder, pipe.text_encoder.state_dict().items()),
+        tokenizer_2=Tokenizer(files.config / "tokenizer_2"),
+        text_encoder_2=fill(encoder_2, pipe.text_encoder_2.state_dict().items()),
+    )
     vae = None
-    if files.vae is None and files.config is not None:
+    if files.vae is None:
         vae = pipe.vae.requires_grad_(False).eval().to(device, _vae_dtype(files.config / "vae", dtype))
     return _Parts(lambda: encoders, lambda: pipe.unet, vae, dict(pipe.scheduler.config))

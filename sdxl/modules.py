@@ -1,4 +1,4 @@
-"""Modules of diffusers and transformers, made without weights and then given those of a file."""
+"""Modules made without weights, and then given those of a file."""
 
 import json
 from collections.abc import Callable, Collection, Iterable
@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers.models.modeling_utils import no_init_weights
 from torch import Tensor
 from torch.nn import Module, Parameter
-from transformers.models.clip.modeling_clip import CLIPTextEmbeddings, CLIPVisionEmbeddings
 
 from errors import WeightsError
+from sdxl.narrow import no_init_weights
 
 M = TypeVar("M", bound=Module)
 
-# What diffusers called the attention layers of a VAE before 2023.
+# What diffusers called the attention layers of a VAE before 2023, and transformers the eye of the safety checker.
 OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+OLD_NAMES |= {"vision_model.vision_model.": "vision_model."}
 
 
 def config(folder: Path) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def blank(folder: Path, make: Callable[[dict[str, Any]], M]) -> M:
         return make(config(folder))
 
 
-def fill(module: M, tensors: Iterable[tuple[str, Tensor]], device: torch.device) -> M:
+def fill(module: M, tensors: Iterable[tuple[str, Tensor]]) -> M:
     """Give a module made on the meta device its weights; every one must fit and none may be missing."""
     places = _places(module)
     missing, unknown = set(places), set[str]()
@@ -53,10 +53,6 @@ def fill(module: M, tensors: Iterable[tuple[str, Tensor]], device: torch.device)
         raise WeightsError(f"{len(unknown)} weights fit no layer of {type(module).__name__}, first {min(unknown)!r}.")
     if missing:
         raise WeightsError(f"{len(missing)} weights of {type(module).__name__} are missing, first {min(missing)!r}.")
-    for part in module.modules():
-        if isinstance(part, CLIPTextEmbeddings | CLIPVisionEmbeddings):
-            count = part.position_embedding.num_embeddings
-            part.register_buffer("position_ids", torch.arange(count, device=device)[None], persistent=False)
     return module.eval()
 
 

@@ -14,6 +14,7 @@ Bytes of SDXL 1.0 in 16 bit: base UNet 5.1 GB, refiner UNet 4.5, text encoders 1
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 
 import torch
 from accelerate import cpu_offload
@@ -58,6 +59,14 @@ def _at_once(asked: str | None, device: torch.device, tier: str) -> int:
     return 4 if roomy and torch.cuda.get_device_properties(device).total_memory >= 36 * GIB else 1
 
 
+def working_device(module: Module) -> torch.device:
+    """Where a module wants what it reads: in the stream tier its weights are elsewhere until it works."""
+    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    found = next((device for device in devices if device is not None), None)
+    return next(module.parameters()).device if found is None else torch.device(found)
+
+
 @dataclass
 class Placement:
     """Brings modules to `device` before they work, according to `tier`."""
@@ -73,6 +82,8 @@ class Placement:
 
     def adopt(self, module: Module) -> None:
         """Called once for every loaded module, before it works."""
+        if self.tier != "resident":
+            import_module("diffusers.hooks")  # else moves and offloaded calls would, in the middle of a prediction
         if self.tier == "stream":
             cpu_offload(module, execution_device=self.device)
 

@@ -1,49 +1,99 @@
 """Which pictures may leave: diffusers' StableDiffusionSafetyChecker on a batch, and what its answer means.
 
-The answer is the checker's own, from the same products; its forward() is not called because that blacks
-pictures out, says so in the log, and fetches twenty numbers per picture from the device one by one.
+The answer is the checker's own, from the same products; its forward() also blacks pictures out, says so in the log, and
+fetches twenty numbers per picture from the device one by one.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import CLIPConfig, CLIPImageProcessorPil
 
 from errors import InputError, UnsafeContentError, WeightsError
+from sdxl.clip import VisionModel
 from sdxl.modules import blank, fill
 from sdxl.reading import read_tensors
+
+CONCEPTS, SPECIAL = 17, 3
+
+
+class Checker(nn.Module):
+    """The weights of diffusers' StableDiffusionSafetyChecker, under its names."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        width = config.get("projection_dim", 512)
+        self.vision_model = VisionModel(config["vision_config"])
+        self.visual_projection = nn.Linear(self.vision_model.config.hidden_size, width, bias=False)
+        self.concept_embeds = nn.Parameter(torch.empty(CONCEPTS, width))
+        self.special_care_embeds = nn.Parameter(torch.empty(SPECIAL, width))
+        self.concept_embeds_weights = nn.Parameter(torch.empty(CONCEPTS))
+        self.special_care_embeds_weights = nn.Parameter(torch.empty(SPECIAL))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, side, side), normed, in any type and anywhere -> (B,): whether each is unsafe."""
+        embeds = self.visual_projection(self.vision_model(pixels.to(self.concept_embeds)))
+        special = _scores(embeds, self.special_care_embeds, self.special_care_embeds_weights)
+        stricter = 0.01 * (special.round(decimals=3) > 0).any(dim=1, keepdim=True)
+        scores = _scores(embeds, self.concept_embeds, self.concept_embeds_weights) + stricter
+        return (scores.round(decimals=3) > 0).any(dim=1)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a picture becomes what CLIP looks at: transformers' CLIPImageProcessor, from its preprocessor_config.json."""
+
+    shortest: int  # pixels of the shorter side, to which it is scaled
+    side: int  # pixels of the square in the middle that is kept
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    @classmethod
+    def read(cls, folder: Path) -> Preparation:
+        found = json.loads((folder / "preprocessor_config.json").read_text())
+        size, crop = found["size"], found["crop_size"]  # plain numbers in the genuine one
+        shortest = size["shortest_edge"] if isinstance(size, dict) else size
+        side = crop["height"] if isinstance(crop, dict) else crop
+        return cls(shortest, side, found["image_mean"], found["image_std"])
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """(B, 3, side, side), float32, normed."""
+        pixels = np.stack([self._square(image) for image in images])
+        mean, std = (np.array(each, np.float32) for each in (self.mean, self.std))
+        normed = ((pixels * (1 / 255)).astype(np.float32) - mean) / std
+        return torch.from_numpy(normed).permute(0, 3, 1, 2)
+
+    def _square(self, image: Image.Image) -> Any:
+        width, height = (int(self.shortest * side / min(image.size)) for side in image.size)
+        left, top = (width - self.side) // 2, (height - self.side) // 2
+        scaled = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        return np.asarray(scaled.crop((left, top, left + self.side, top + self.side)))
 
 
 @dataclass(frozen=True)
 class Safety:
     """The checker on its device, and what prepares pictures for it."""
 
-    checker: StableDiffusionSafetyChecker
-    processor: CLIPImageProcessorPil
+    checker: Checker
+    prepared: Preparation
 
     def unsafe(self, images: Sequence[Image.Image]) -> list[bool]:
         """Whether each picture must not leave; the pictures stay as they are. Any thread may call it."""
         if not images:
             return []
-        checker = self.checker
-        prepared = self.processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
         with torch.inference_mode():
-            pixels = prepared["pixel_values"].to(checker.device, checker.dtype)
-            embeds = checker.visual_projection(checker.vision_model(pixels).pooler_output)
-            special = _scores(embeds, checker.special_care_embeds, checker.special_care_embeds_weights)
-            stricter = 0.01 * (special.round(decimals=3) > 0).any(dim=1, keepdim=True)
-            scores = _scores(embeds, checker.concept_embeds, checker.concept_embeds_weights) + stricter
-            found: list[bool] = (scores.round(decimals=3) > 0).any(dim=1).tolist()
+            found: list[bool] = self.checker(self.prepared(images)).tolist()
         return found
 
 
@@ -52,14 +102,13 @@ def load_safety(folder: Path, device: torch.device | str, dtype: torch.dtype) ->
     if not folder.is_dir():
         raise WeightsError(f"safety checker: there is no folder {folder.name!r}; fetch it first")
     try:
-        processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
-        checker = blank(folder, lambda found: StableDiffusionSafetyChecker(CLIPConfig(**found)))
-        checker = fill(checker, _tensors(folder, torch.device(device), dtype), torch.device(device))
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        prepared = Preparation.read(folder)
+        checker = fill(blank(folder, Checker), _tensors(folder, torch.device(device), dtype))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
         raise WeightsError(f"safety checker in {folder.name!r} cannot be read; fetch it again") from error
     except WeightsError as error:
         raise WeightsError(f"safety checker: {error}") from error
-    return Safety(checker, processor)
+    return Safety(checker, prepared)
 
 
 def _tensors(folder: Path, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

@@ -17,7 +17,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import (
+
+from sdxl.narrow import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
@@ -27,7 +28,6 @@ from diffusers import (
     PNDMScheduler,
     TCDScheduler,
 )
-
 from sdxl.schedule import NUM_TRAIN_TIMESTEPS, Level, Schedule, Step, Steps
 
 DISTILLED_STEPS = 50  # among the timesteps of so many steps a consistency model was distilled

@@ -17,13 +17,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from errors import InputError
+from sdxl.clip import ProjectedTextModel, TextModel
 from sdxl.finetune.tokens import LearnedEmbedding, LearnedTokens
+from sdxl.placement import working_device
 from sdxl.prompt import Alternative, Prompt, parse
+from sdxl.tokenizer import Tokenizer
 
 MAX_CHARACTERS = 20_000
 MAX_CHUNKS = 54  # 4050 tokens
@@ -31,7 +32,7 @@ MAX_LESSENED = 100  # fragments with a weight below 1: each is one more row to e
 ROWS_AT_ONCE = 32  # of SDXL's second encoder these take 0.2 GB in 16 bit
 CACHED, CACHED_TOKENS = 32, 256 * 77  # entries, and their lengths together (160 MB)
 
-Encoder = CLIPTextModel | CLIPTextModelWithProjection
+Encoder = TextModel | ProjectedTextModel
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class PromptEmbeds:
 class TextEncoders:
     """SDXL's two text encoders. They remember prompts: `clear` after a change to the weights of an encoder."""
 
-    tokenizer: CLIPTokenizer
-    text_encoder: CLIPTextModel
-    tokenizer_2: CLIPTokenizer
-    text_encoder_2: CLIPTextModelWithProjection
+    tokenizer: Tokenizer
+    text_encoder: TextModel
+    tokenizer_2: Tokenizer
+    text_encoder_2: ProjectedTextModel
     ready: Callable[..., object] = field(
         default=lambda *_: None, repr=False
     )  # brings both to their device before they work
@@ -174,12 +175,12 @@ def _pad(states: Tensor, empty: Tensor, length: int) -> Tensor:
     return torch.cat([states, empty.to(states.dtype).repeat(missing, 1)]) if missing else states
 
 
-def token_ids(tokenizer: CLIPTokenizer, text: str, learned: LearnedTokens | None) -> list[int]:
+def token_ids(tokenizer: Tokenizer, text: str, learned: LearnedTokens | None) -> list[int]:
     """The numbers of a text's tokens, begin and end not among them; learned ones come after the vocabulary."""
     ids = list[int]()
     for piece in learned.pieces(text) if learned else (text,):
         if isinstance(piece, str):
-            ids += tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
+            ids += tokenizer.encode(piece)
         else:
             ids += [len(tokenizer) + number for number in piece]
     return ids
@@ -188,7 +189,7 @@ def token_ids(tokenizer: CLIPTokenizer, text: str, learned: LearnedTokens | None
 class _Reader:
     """Texts on their way through one encoder: equal rows are encoded once, and all rows at the same time."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, texts: dict[str, str], learned: LearnedTokens | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, texts: dict[str, str], learned: LearnedTokens | None) -> None:
         self.tokenizer, self.learned = tokenizer, learned
         self.size = len(tokenizer)  # learned rows have the numbers from here on
         self.added = frozenset(tokenizer.get_added_vocab().values())
@@ -261,16 +262,16 @@ class _Reader:
         for i, (_, (low, high)) in enumerate(self.rows):
             mask[i, 1 + low : 1 + high] = 0
         masked = any(high for _, (_, high) in self.rows)
-        device = get_module_execution_device(encoder)
+        device = working_device(encoder)
         outputs = []
         for batch in (slice(at, at + ROWS_AT_ONCE) for at in range(0, len(ids), ROWS_AT_ONCE)):
             attention_mask = mask[batch].to(device) if masked else None
             outputs.append(encoder(ids[batch].to(device), attention_mask, output_hidden_states=True))
         states = [torch.cat([output.hidden_states[layer] for output in outputs]) for layer in layers]
-        if self.learned is not None and isinstance(encoder, CLIPTextModelWithProjection):
+        if self.learned is not None and isinstance(encoder, ProjectedTextModel):
             last = torch.cat([output.last_hidden_state for output in outputs])
             return states, encoder.text_projection(last[torch.arange(len(ids)), self._pooled_places(ids)])
-        return states, torch.cat([output.get("text_embeds", output.get("pooler_output")) for output in outputs])
+        return states, torch.cat([output.pooled for output in outputs])
 
     def _pooled_places(self, ids: Tensor) -> Tensor:
         """Which place of each row (R, 77) the pooled vector is read at: the first end, or the token with the highest

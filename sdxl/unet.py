@@ -16,11 +16,11 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu, group_norm, interpolate, layer_norm, scaled_dot_product_attention, silu
 
 from sdxl.linear import Layer, Linear
+from sdxl.narrow import UNet2DConditionModel
 
 KeyValue = tuple[Tensor, Tensor]  # (B, T, C) each
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]

@@ -85,3 +85,9 @@ def difference(a: Image.Image, b: Image.Image) -> int:
     """The largest difference of two pictures in levels of 255."""
     assert a.size == b.size
     return int(np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max())
+
+
+def likeness(a: Image.Image, b: Image.Image) -> float:
+    """PSNR in dB."""
+    error = np.mean((np.asarray(a, float) - np.asarray(b, float)) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))

@@ -19,7 +19,7 @@ from sdxl.models import Models, load_models
 from sdxl.placement import Placement
 from sdxl.unet import block
 from tests import tunes
-from tests.painting import difference, picture, pictures
+from tests.painting import difference, likeness, picture, pictures
 from tests.tuned import read_tensors, slot_for
 
 # The compiler uses what torch itself deprecates
@@ -72,9 +72,9 @@ def fresh(folder: Path) -> Models:
 
 def wait(models: Models) -> None:
     """Until the compiler is done, one way or the other."""
-    compiling = models.engines.of(models.base)._compiling
-    assert compiling is not None
-    compiling.wait()
+    for compiling in models.engines.of(models.base)._jobs.values():
+        assert compiling is not None
+        compiling.wait()
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +161,23 @@ def test_what_cannot_be_compiled_is_not_missed(
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("The UNet is not compiled: ")
     assert difference(picture(other), picture(models)) == 0
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_8_bits_are_compiled_once_they_are_asked_for(quantization: str, compiled: Models, models: Models) -> None:
+    plain, before = picture(models, quantization=quantization), graphs()
+    least = {"int8": 35, "fp8": 28}[quantization]  # dB: the last bit of an input decides on which side it is rounded
+    assert likeness(picture(compiled, quantization=quantization), plain) > least  # by what is ready
+    wait(compiled)
+    found = picture(compiled, quantization=quantization)
+    eight = compiled.engines.of(compiled.base)._eight
+    assert eight is not None
+    assert eight.unet.block is not block
+    assert likeness(found, plain) > least
+    made = graphs()
+    assert made <= before + 2
+    for asked in CHANGES[1:4]:
+        expected = picture(models, quantization=quantization, **asked)
+        assert likeness(picture(compiled, quantization=quantization, **asked), expected) > least
+    picture(compiled, quantization=quantization, width=192, height=136)
+    assert graphs() == made

@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+import sdxl.generate
 import weights
 from errors import InputError
-from sdxl.eight_bit import EightBit
+from sdxl.eight_bit import Copies
 from sdxl.engine import ENGINES, Engine, Engines
 from sdxl.graphs import MOST, Graphs, Recording, record
 from sdxl.layout import joined
@@ -25,7 +25,7 @@ from sdxl.placement import Placement
 from sdxl.unet import Block, Told, UNet, block
 from sdxl.workers import Job, Workers
 from tests import tunes
-from tests.painting import difference, picture, pictures
+from tests.painting import difference, likeness, picture, pictures
 from tests.tuned import read_tensors, slot_for
 
 CPU = torch.device("cpu")
@@ -34,12 +34,6 @@ CPU = torch.device("cpu")
 def by(models: Models, name: str) -> Models:
     """The same model, its UNets called by another engine."""
     return replace(models, engines=Engines(models.placement, name))
-
-
-def likeness(a: Image.Image, b: Image.Image) -> float:
-    """PSNR in dB."""
-    error = np.mean((np.asarray(a, float) - np.asarray(b, float)) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
 @contextmanager
@@ -199,7 +193,8 @@ def test_eight_bits_follow_the_weights(models: Models, tmp_path: Path) -> None:
 
 def test_eight_bit_copies_are_made_anew_only_where_weights_changed(models: Models) -> None:
     unet = UNet.of(load_models(weights.resolve("miniature"), models.placement, torch.float32).base)
-    made = EightBit(unet, "int8")
+    made = Copies("int8")
+    made.of(unet.blocks)
     for _, copy, _ in made._copies:
         copy.zero_()  # what is not made anew stays so
     with torch.inference_mode():
@@ -299,6 +294,23 @@ def test_a_recording_that_lacks_memory_is_tried_once_more(
     assert not caplog.messages
 
 
+def test_a_decoder_without_memory_gets_that_of_the_recordings(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphed = by(models, "graph")
+    runs = graphed.engines.of(graphed.base)._runs
+    assert isinstance(runs, Graphs)
+    decode = sdxl.generate.decode
+
+    def scarce(models: Models, latents: Tensor) -> Image.Image:
+        if runs._places:
+            raise torch.OutOfMemoryError
+        return decode(models, latents)
+
+    expected = picture(models, num_inference_steps=2)
+    monkeypatch.setattr("sdxl.generate.decode", scarce)
+    for _ in range(2):
+        assert difference(picture(graphed, num_inference_steps=2), expected) == 0
+
+
 def test_a_shape_without_memory_gets_that_of_the_others(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     graphed = by(models, "graph")
     runs = graphed.engines.of(graphed.base)._runs
@@ -389,20 +401,26 @@ class Behind(Engines):
         return "auto"
 
 
-def test_eight_bits_are_never_compiled_within_a_request(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+def wait(engine: Engine) -> None:
+    """Until what it needs is compiled."""
+    (compiling,) = engine._jobs.values()
+    assert compiling is not None
+    compiling.wait()
+
+
+def test_eight_bits_have_blocks_of_their_own(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     """A compiled block is for the blocks that it was compiled for."""
 
     def strict(x: Tensor, key: Tensor, value: Tensor, w: Block) -> Tensor:
         assert isinstance(w.attn1.out, Layer)
         return block(x, key, value, w)
 
-    monkeypatch.setattr("sdxl.engine.compiled", lambda *_: strict)
+    monkeypatch.setattr("sdxl.engine.compiled", lambda wanted, *_: None if wanted[0].quantization == "int8" else strict)
     placement = Placement(CPU, "resident")
     engines = Behind(placement, "auto")
     swapped = load_models(weights.resolve("miniature"), placement, torch.float32, engines=engines)
     engine = engines.of(swapped.base)
-    assert engine._compiling is not None
-    engine._compiling.wait()
+    wait(engine)
     expected = picture(models, quantization="int8")
     assert likeness(picture(swapped, quantization="int8"), expected) > 30
     assert engine._unet.block is strict
@@ -415,7 +433,7 @@ def test_weights_that_could_not_be_moved(
     """In the middle of it; recordings that know the old places are not used again."""
     placement = Placement(CPU, "resident")
     engines = Behind(placement, "auto")
-    monkeypatch.setattr("sdxl.engine.compiled", lambda *_: block)
+    monkeypatch.setattr("sdxl.engine.compiled", lambda *_: lambda *told: block(*told))
     models = load_models(weights.resolve("miniature"), placement, torch.float32, engines=engines)
     expected = picture(by(models, "diffusers"))
     done = list[Block]()
@@ -428,13 +446,11 @@ def test_weights_that_could_not_be_moved(
 
     monkeypatch.setattr("sdxl.layout.joined", joined_but_once)
     engine = engines.of(models.base)
-    assert engine._compiling is not None
-    engine._compiling.wait()
+    wait(engine)
     if error is KeyboardInterrupt:
         with pytest.raises(KeyboardInterrupt):
             picture(models)
     assert max(difference(picture(models), expected) for _ in range(2)) <= 1  # convolutions have moved already
-    assert engine._compiling is None
     swapped = error is KeyboardInterrupt
     assert (engine._unet.blocks[0].attn1.qkv is not None) == swapped
     assert len(caplog.messages) == (not swapped)

@@ -1,5 +1,7 @@
-"""The safety checker: the real class, tiny, with one concept laid onto one picture."""
+"""The safety checker: tiny, with one concept laid onto one picture; diffusers' own class is the judge."""
 
+import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPImageProcessorPil
 
 from errors import InputError, UnsafeContentError, WeightsError
@@ -31,10 +34,10 @@ BAD, GOOD, CAREFUL = (
 )
 
 
-def embed(safety: Safety, image: Image.Image) -> torch.Tensor:
-    pixels = safety.processor(images=[image.convert("RGB")], return_tensors="pt")["pixel_values"]
+def embed(checker: Any, processor: Any, image: Image.Image) -> torch.Tensor:
+    pixels = processor(images=[image.convert("RGB")], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        embeds: torch.Tensor = safety.checker.visual_projection(safety.checker.vision_model(pixels)[1])
+        embeds: torch.Tensor = checker.visual_projection(checker.vision_model(pixels)[1])
     return embeds[0]
 
 
@@ -45,8 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=16))
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    safety = Safety(checker, processor)
-    bad, careful = embed(safety, BAD), embed(safety, CAREFUL)
+    bad, careful = embed(checker, processor, BAD), embed(checker, processor, CAREFUL)
     with torch.no_grad():
         checker.concept_embeds.copy_(torch.randn(17, 16))
         checker.special_care_embeds.copy_(torch.randn(3, 16))
@@ -76,19 +78,31 @@ def test_special_care_lowers_the_threshold(safety: Safety) -> None:
     assert safety.unsafe([CAREFUL]) == [True]  # its concept is missed by 0.005, special care gives 0.01
 
 
-def test_it_says_what_the_real_forward_says(folder: Path, safety: Safety) -> None:
+def test_it_says_what_the_real_one_says(folder: Path, safety: Safety) -> None:
     images = [BAD, CAREFUL, *(noise(seed) for seed in range(9)), GOOD.convert("RGB")]
-    pixels = safety.processor(images=images, return_tensors="pt")["pixel_values"]
+    processor: Any = CLIPImageProcessorPil.from_pretrained(folder)
+    pixels = processor(images=images, return_tensors="pt")["pixel_values"]
     generator = torch.Generator().manual_seed(0)
+    real: Any = StableDiffusionSafetyChecker.from_pretrained(folder, dtype=torch.float32)
     checker = load_safety(folder, "cpu", torch.float32).checker
     seen = set()
     for _ in range(8):
-        for thresholds in (checker.concept_embeds_weights, checker.special_care_embeds_weights):
-            thresholds.data = torch.rand(thresholds.shape, generator=generator) * 0.5 + 0.6
-        _, expected = checker(clip_input=pixels, images=[np.zeros((1, 1, 3)) for _ in images])
-        assert Safety(checker, safety.processor).unsafe(images) == expected
+        for name in ("concept_embeds_weights", "special_care_embeds_weights"):
+            thresholds = torch.rand(getattr(checker, name).shape, generator=generator) * 0.5 + 0.6
+            getattr(checker, name).data = getattr(real, name).data = thresholds
+        _, expected = real(clip_input=pixels, images=[np.zeros((1, 1, 3)) for _ in images])
+        assert Safety(checker, safety.prepared).unsafe(images) == expected
         seen.update(expected)
     assert seen == {True, False}
+
+
+@pytest.mark.parametrize("size", [(40, 56), (97, 33), (32, 32), (31, 200), (33, 34)])
+def test_pictures_are_prepared_as_transformers_does(size: tuple[int, int], folder: Path, safety: Safety) -> None:
+    """To the bit, odd rests included."""
+    processor: Any = CLIPImageProcessorPil.from_pretrained(folder)
+    image = noise(1).resize(size)
+    expected = processor(images=[image], return_tensors="pt")["pixel_values"]
+    assert torch.equal(safety.prepared([image]), expected)
 
 
 def test_pictures_are_not_changed(safety: Safety) -> None:
@@ -106,15 +120,17 @@ def test_any_thread_may_ask(safety: Safety) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(folder: Path, dtype: torch.dtype) -> None:
     safety = load_safety(folder, "cpu", dtype)
-    assert safety.checker.dtype == dtype
+    assert {each.dtype for each in safety.checker.parameters()} == {dtype}
     assert safety.unsafe([BAD, GOOD]) == [True, False]
 
 
 def test_a_folder_with_a_bin_file(folder: Path, tmp_path: Path) -> None:
-    """The layout of CompVis/stable-diffusion-safety-checker, extra position_ids included."""
-    for name in ("config.json", "preprocessor_config.json"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    """The layout of CompVis/stable-diffusion-safety-checker: a level more, position_ids, sizes as plain numbers."""
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    stated = json.loads((folder / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**stated, "size": 32, "crop_size": 32}))
     tensors = load_safety(folder, "cpu", torch.float32).checker.state_dict()
+    tensors = {re.sub(r"^vision_model\.", "vision_model.vision_model.", name): each for name, each in tensors.items()}
     tensors["vision_model.vision_model.embeddings.position_ids"] = torch.arange(17)[None]
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     assert load_safety(tmp_path, "cpu", torch.float32).unsafe([BAD, GOOD]) == [True, False]
@@ -134,11 +150,11 @@ def test_folders_that_are_no_checker(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_checker_without_its_concepts_is_refused(folder: Path, tmp_path: Path) -> None:
-    checker = load_safety(folder, "cpu", torch.float32).checker
-    tensors = checker.state_dict()
+    tensors = load_safety(folder, "cpu", torch.float32).checker.state_dict()
     del tensors["concept_embeds"]
-    checker.save_pretrained(tmp_path, state_dict=tensors)
-    (tmp_path / "preprocessor_config.json").write_bytes((folder / "preprocessor_config.json").read_bytes())
+    save_file(tensors, tmp_path / "model.safetensors")
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
     with pytest.raises(WeightsError, match=r"1 weights of .* are missing, first 'concept_embeds'"):
         load_safety(tmp_path, "cpu", torch.float32)
 

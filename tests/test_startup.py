@@ -24,6 +24,40 @@ predictor.setup()
 print("torch was there:", begun)
 """
 
+PREDICTION = """
+import sys
+from predict import Predictor
+from tests.predicting import predict
+
+predictor = Predictor()
+predictor.setup()
+before = set(sys.modules)
+predict(predictor, refine="expert_ensemble_refiner", prompt="a (red)++ circle", seed=1)
+print(sorted({"transformers", "torch._dynamo", "sympy", "peft"} & before))
+print(sorted(set(sys.modules) - before))
+"""
+
+NARROW = """
+import sys
+import sdxl.narrow
+
+made = [name for name, module in sys.modules.items() if type(vars(module).get("__loader__")) is sdxl.narrow._Unread]
+print(sorted(made))
+print(sorted({"transformers", "torch._dynamo", "sympy", "peft", "diffusers.hooks"} & set(sys.modules)))
+
+import diffusers
+from diffusers import AutoencoderTiny, StableDiffusionXLPipeline
+from diffusers.loaders import lora_base
+from diffusers.models import autoencoders
+from transformers import PreTrainedModel
+
+assert autoencoders.AutoencoderTiny is AutoencoderTiny
+assert not isinstance(sdxl.narrow, lora_base.PreTrainedModel)
+assert isinstance(object.__new__(PreTrainedModel), lora_base.PreTrainedModel)
+assert diffusers.hooks.HookRegistry is sys.modules["diffusers.hooks"].HookRegistry
+print(issubclass(sdxl.narrow.UNet2DConditionModel, diffusers.ModelMixin), "torch._dynamo" in sys.modules)
+"""
+
 
 def run(code: str, **environment: str) -> str:
     """What a fresh process says."""
@@ -51,3 +85,24 @@ def test_weights_are_on_their_way_before_torch_is_imported() -> None:
 def test_a_model_that_is_none_is_said_once_the_imports_are_done() -> None:
     code = "import predict\ntry:\n    predict.Predictor().setup()\nexcept Exception as error:\n    print(error)"
     assert "SDXL_MODEL='/nowhere' is neither a known model nor an existing path" in run(code, SDXL_MODEL="/nowhere")
+
+
+def test_setup_imports_no_compiler_and_no_transformers_and_a_prediction_imports_nothing() -> None:
+    """An import in the middle of a prediction would take locks of Python's, where a cancel may come."""
+    said = run(PREDICTION, SDXL_MODEL="miniature", SDXL_OFFLOAD="").splitlines()
+    assert said[-2] == "[]"
+    assert said[-1] == "[]"
+
+
+def test_a_prediction_imports_no_compiler_where_weights_move_either() -> None:
+    found = run(PREDICTION, SDXL_MODEL="miniature", SDXL_OFFLOAD="stream").splitlines()[-1]
+    assert "torch._dynamo" not in found
+    assert "diffusers.hooks" not in found
+
+
+def test_what_is_postponed_comes_when_it_is_asked_for() -> None:
+    """Whoever uses diffusers and transformers in the same process later has all of them."""
+    first, second, last = run(NARROW).splitlines()
+    assert first == "['diffusers.models.autoencoders', 'diffusers.models.transformers', 'diffusers.models.unets']"
+    assert second == "[]"
+    assert last == "True True"

@@ -16,7 +16,11 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from errors import InputError
 from sdxl import text as text_module
+from sdxl.clip import ProjectedTextModel, TextModel
+from sdxl.modules import blank, fill
+from sdxl.reading import read_tensors
 from sdxl.text import PromptEmbeds, TextEncoders
+from sdxl.tokenizer import Tokenizer
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # imports of diffusers and compel
@@ -28,14 +32,23 @@ LONG = "a red circle and a blue square, " * 20  # more than 75 tokens, whatever 
 
 
 def load(dtype: torch.dtype = torch.float32) -> TextEncoders:
-    first = CLIPTextModel.from_pretrained(BASE / "text_encoder", dtype=dtype)
-    second = CLIPTextModelWithProjection.from_pretrained(BASE / "text_encoder_2", dtype=dtype)
+    folder, folder_2 = BASE / "text_encoder", BASE / "text_encoder_2"
     return TextEncoders(
-        CLIPTokenizer.from_pretrained(BASE / "tokenizer"),
-        first,
-        CLIPTokenizer.from_pretrained(BASE / "tokenizer_2"),
-        second,
+        Tokenizer(BASE / "tokenizer"),
+        fill(blank(folder, TextModel), read_tensors(folder, torch.device("cpu"), dtype)),
+        Tokenizer(BASE / "tokenizer_2"),
+        fill(blank(folder_2, ProjectedTextModel), read_tensors(folder_2, torch.device("cpu"), dtype)),
     )
+
+
+def reference() -> dict[str, Any]:
+    """transformers' own, by the names of a pipeline's components."""
+    return {
+        "tokenizer": CLIPTokenizer.from_pretrained(BASE / "tokenizer"),
+        "text_encoder": CLIPTextModel.from_pretrained(BASE / "text_encoder", dtype=torch.float32),
+        "tokenizer_2": CLIPTokenizer.from_pretrained(BASE / "tokenizer_2"),
+        "text_encoder_2": CLIPTextModelWithProjection.from_pretrained(BASE / "text_encoder_2", dtype=torch.float32),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +63,17 @@ def encoders(shared: TextEncoders) -> TextEncoders:
 
 
 @pytest.fixture(scope="module")
-def pipes(shared: TextEncoders) -> tuple[Any, Any]:
+def theirs() -> dict[str, Any]:
+    return reference()
+
+
+@pytest.fixture(scope="module")
+def pipes(theirs: dict[str, Any]) -> tuple[Any, Any]:
     """diffusers' base and refiner pipelines, text parts only."""
-    first = {"tokenizer": shared.tokenizer, "text_encoder": shared.text_encoder}
-    second = {"tokenizer_2": shared.tokenizer_2, "text_encoder_2": shared.text_encoder_2}
     rest = {"vae": None, "unet": None, "scheduler": None, "add_watermarker": False}
-    none = dict.fromkeys(first)
     base: Any = StableDiffusionXLPipeline
     refiner: Any = StableDiffusionXLImg2ImgPipeline
-    return base(**first, **second, **rest), refiner(**none, **second, **rest)
+    return base(**theirs, **rest), refiner(**{**theirs, "tokenizer": None, "text_encoder": None}, **rest)
 
 
 def tensors(embeds: PromptEmbeds) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -120,12 +135,12 @@ def test_plain_as_diffusers(
     assert_equal(ours.for_refiner(width), refined)
 
 
-def compels(encoders: TextEncoders, split: SplitLongTextMode = SplitLongTextMode.SENTENCES) -> list[Compel]:
+def compels(theirs: dict[str, Any], split: SplitLongTextMode = SplitLongTextMode.SENTENCES) -> list[Compel]:
     kind = ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
-    pairs = (encoders.tokenizer, encoders.text_encoder), (encoders.tokenizer_2, encoders.text_encoder_2)
+    options: dict[str, Any] = {"truncate_long_prompts": False, "split_long_text_mode": split}
     return [
-        Compel(*pair, returned_embeddings_type=kind, truncate_long_prompts=False, split_long_text_mode=split)
-        for pair in pairs
+        Compel(theirs[f"tokenizer{number}"], theirs[f"text_encoder{number}"], returned_embeddings_type=kind, **options)
+        for number in ("", "_2")
     ]
 
 
@@ -140,11 +155,11 @@ def compels(encoders: TextEncoders, split: SplitLongTextMode = SplitLongTextMode
         f'("red", "{"blue " * 90}").blend(0.5, 0.5)',
     ],
 )
-def test_weighted_as_compel(encoders: TextEncoders, prompt: str) -> None:
-    theirs = torch.cat([compel(prompt) for compel in compels(encoders, SplitLongTextMode.WORDS)], -1)
+def test_weighted_as_compel(encoders: TextEncoders, theirs: dict[str, Any], prompt: str) -> None:
+    expected = torch.cat([compel(prompt) for compel in compels(theirs, SplitLongTextMode.WORDS)], -1)
     ours = encoders.encode(prompt, "")
-    torch.testing.assert_close(ours.prompt_embeds, theirs, atol=1e-4, rtol=0)
-    assert ours.negative_prompt_embeds.shape == theirs.shape
+    torch.testing.assert_close(ours.prompt_embeds, expected, atol=1e-4, rtol=0)
+    assert ours.negative_prompt_embeds.shape == expected.shape
 
 
 TERMS = st.builds(
@@ -158,10 +173,10 @@ TERMS = st.builds(
 
 @settings(deadline=None, max_examples=25)
 @given(terms=st.lists(TERMS, min_size=1, max_size=4))
-def test_any_weights_as_compel(shared: TextEncoders, terms: list[str]) -> None:
+def test_any_weights_as_compel(shared: TextEncoders, theirs: dict[str, Any], terms: list[str]) -> None:
     prompt = " and ".join(terms)
-    theirs = torch.cat([compel(prompt) for compel in compels(shared)], -1)
-    torch.testing.assert_close(shared.encode(prompt, "").prompt_embeds, theirs, atol=1e-4, rtol=0)
+    expected = torch.cat([compel(prompt) for compel in compels(theirs)], -1)
+    torch.testing.assert_close(shared.encode(prompt, "").prompt_embeds, expected, atol=1e-4, rtol=0)
 
 
 def test_pooled_vector_is_that_of_the_words(encoders: TextEncoders) -> None:
@@ -177,7 +192,7 @@ def test_pooled_vector_is_that_of_the_words(encoders: TextEncoders) -> None:
 
 
 def test_long_prompts_are_chunks(encoders: TextEncoders) -> None:
-    ids = encoders.tokenizer(LONG, add_special_tokens=False, verbose=False).input_ids
+    ids = encoders.tokenizer.encode(LONG)
     count = -(-len(ids) // 75)
     ours = encoders.encode(LONG, "green")
     assert count > 1
@@ -295,20 +310,29 @@ def test_bfloat16_and_inference_mode(encoders: TextEncoders, caplog: pytest.LogC
     assert not caplog.records
 
 
-def test_added_tokens(pipes: tuple[Any, Any]) -> None:
-    ours = load()
-    for tokenizer, encoder in (
-        (ours.tokenizer, ours.text_encoder),
-        (ours.tokenizer_2, ours.text_encoder_2),
-    ):
+def test_added_tokens(pipes: tuple[Any, Any], tmp_path: Path) -> None:
+    """A folder's tokenizers may know more tokens than CLIP's."""
+    known, tables = reference(), list[Tensor]()
+    for number in ("", "_2"):
+        tokenizer, encoder = known[f"tokenizer{number}"], known[f"text_encoder{number}"]
         tokenizer.add_tokens(["<s0>", "<s1>"])
         encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        tokenizer.save_pretrained(tmp_path / f"tokenizer{number}")
+        tables.append(encoder.get_input_embeddings().weight.detach())
+    plain: Any = load()
+    for encoder, table in zip((plain.text_encoder, plain.text_encoder_2), tables, strict=True):
+        encoder.set_input_embeddings(torch.nn.Embedding(table.shape[0], table.shape[1], _weight=table))
+    ours = TextEncoders(
+        Tokenizer(tmp_path / "tokenizer"),
+        plain.text_encoder,
+        Tokenizer(tmp_path / "tokenizer_2"),
+        plain.text_encoder_2,
+    )
     pipe = copy.copy(pipes[0])
-    pipe.register_modules(**{name: getattr(ours, name) for name in ("tokenizer", "text_encoder")})
-    pipe.register_modules(**{name: getattr(ours, name) for name in ("tokenizer_2", "text_encoder_2")})
+    pipe.register_modules(**known)
     theirs = pipe.encode_prompt("red <s0><s1> circle", negative_prompt="", device=torch.device("cpu"))
     assert_equal(ours.encode("red <s0><s1> circle", ""), theirs)
-    weighted = torch.cat([compel("red <s0>++ circle") for compel in compels(ours)], -1)
+    weighted = torch.cat([compel("red <s0>++ circle") for compel in compels(known)], -1)
     torch.testing.assert_close(ours.encode("red <s0>++ circle", "").prompt_embeds, weighted, atol=1e-4, rtol=0)
     # A pair of added tokens stands for one word: it goes to the second chunk as a whole.
     split = ours.encode("red " * 74 + "<s0><s1> blue", "").prompt_embeds

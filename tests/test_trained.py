@@ -148,7 +148,7 @@ def test_diffusers_reads_both_of_its_files(models: Models, tmp_path: Path, feed_
     write_weights(tmp_path, trained, SAID)
     wanted, attention = judged(models, trained), judged(models, trained, feed_forward=False)
     for name in LORAS:
-        pipe = Pipe(models, "unet")
+        pipe = Pipe(models)
         if name == "lora.safetensors":
             tensors = load_file(tmp_path / name)
             pipe.load_lora_weights({f"unet.{key}": value for key, value in tensors.items()}, adapter_name="one")

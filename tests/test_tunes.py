@@ -17,12 +17,14 @@ from diffusers.utils import logging as diffusers_logging
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from sdxl.models import Models
 from tests import tunes
 from tests.conftest import ROOT
 from tests.tunes import EXPORTERS, TEXTS, UNET, WHERE, Factors
 
+BASE = ROOT / "miniature" / "weights" / "base"
 NEAR = 1e-5
 READ_BY_DIFFUSERS = (
     "replicate",
@@ -35,13 +37,14 @@ READ_BY_DIFFUSERS = (
 
 
 class Pipe(StableDiffusionXLLoraLoaderMixin):
-    """As much of a pipeline as diffusers' loader asks for, around copies."""
+    """As much of a pipeline as diffusers' loader asks for, around a copy of the UNet and transformers' encoders."""
 
-    def __init__(self, models: Models, *parts: str) -> None:
-        copies = {part: copy.deepcopy(tunes.part_of(models, part)) for part in parts}
-        self.unet: Any = copies.get(UNET, models.base)
-        self.text_encoder: Any = copies.get("text_encoder", models.text.text_encoder)
-        self.text_encoder_2: Any = copies.get("text_encoder_2", models.text.text_encoder_2)
+    def __init__(self, models: Models) -> None:
+        self.unet: Any = copy.deepcopy(models.base)
+        self.text_encoder: Any = CLIPTextModel.from_pretrained(BASE / "text_encoder", dtype=torch.float32)
+        self.text_encoder_2: Any = CLIPTextModelWithProjection.from_pretrained(
+            BASE / "text_encoder_2", dtype=torch.float32
+        )
         self.components: dict[str, Any] = {}
         self.hf_device_map = None
 
@@ -91,7 +94,7 @@ def test_diffusers_reads_every_dialect_the_same(name: str, alpha: float | None, 
     if name == "replicate":
         tensors = {f"unet.{key}": value for key, value in tensors.items()}
     path = tunes.save(tmp_path, tensors, dialect.metadata(lora))
-    pipe = Pipe(models, UNET)
+    pipe = Pipe(models)
     pipe.load_lora_weights(str(tmp_path), weight_name=path.name)
     wanted = seen(tunes.merged(models.base, lora, UNET))
     assert distance(seen(pipe.unet), wanted) < NEAR
@@ -105,7 +108,7 @@ def test_text_encoders_too(name: str, alpha: float | None, models: Models, tmp_p
     where = min(dialect.where, "all linear", key=WHERE.index)
     lora = tunes.make_lora(models, parts=(UNET, *TEXTS), where=where, alpha=alpha)
     path = tunes.save(tmp_path, dialect.write(lora), dialect.metadata(lora))
-    pipe = Pipe(models, UNET, *TEXTS)
+    pipe = Pipe(models)
     pipe.load_lora_weights(str(tmp_path), weight_name=path.name)
     for part in (UNET, *TEXTS):
         original = tunes.part_of(models, part)
@@ -119,11 +122,11 @@ def test_ranks_and_alphas_may_differ_from_layer_to_layer(models: Models, tmp_pat
     lora = tunes.make_lora(models, where="attention", alpha=2.0)
     lora |= {key: layer for key, layer in tunes.make_lora(models, rank=3, alpha=5.0).items() if "attn2" in key[1]}
     path = tunes.save(tmp_path, tunes.peft_diffusers(lora), tunes.peft_metadata(lora))
-    pipe = Pipe(models, UNET)
+    pipe = Pipe(models)
     pipe.load_lora_weights(str(tmp_path), weight_name=path.name)
     assert distance(seen(pipe.unet), seen(tunes.merged(models.base, lora, UNET))) < NEAR
     with pytest.raises(RuntimeWarning, match="alpha_pattern keys did not match"):
-        Pipe(models, UNET).load_lora_weights(tunes.kohya_sgm(lora))
+        Pipe(models).load_lora_weights(tunes.kohya_sgm(lora))
 
 
 def test_peft_itself_reads_its_own(models: Models, tmp_path: Path) -> None:
@@ -146,7 +149,7 @@ def test_a_header_is_what_diffusers_writes(models: Models, tmp_path: Path) -> No
 
     lora = tunes.make_lora(models, alpha=1.5)
     path = tunes.save(tmp_path, tunes.peft_diffusers(lora), tunes.peft_metadata(lora))
-    pipe = Pipe(models, UNET)
+    pipe = Pipe(models)
     pipe.load_lora_weights(str(tmp_path), weight_name=path.name)
     StableDiffusionXLPipeline.save_lora_weights(
         tmp_path / "again", get_peft_model_state_dict(pipe.unet, adapter_name="default_0")

@@ -1,6 +1,6 @@
 """SDXL's frozen text encoders as a training needs them: gradients reach the rows of new tokens, and nothing else.
 
-What transformers' CLIP computes, over its weights, as far as the UNet reads of it. Queries, keys and values are one
+What sdxl/clip.py computes, over its weights, as far as the UNet reads of it. Queries, keys and values are one
 product, and the last layer of the first encoder, which nobody reads, is left out.
 """
 
@@ -12,16 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, gelu, linear, scaled_dot_product_attention
+from torch.nn.functional import embedding, linear, scaled_dot_product_attention
 
+from sdxl.clip import ACTIVATIONS
 from trainer.layers import Function, joined, norm, plain
-
-
-def _quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
-
-
-ACTIVATIONS: dict[str, Function] = {"gelu": gelu, "quick_gelu": _quick_gelu}
 
 
 @dataclass(frozen=True)

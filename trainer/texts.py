@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
 
 from sdxl.finetune.tokens import LearnedEmbedding, LearnedTokens
 from sdxl.text import TextEncoders, token_ids
+from sdxl.tokenizer import Tokenizer
 from trainer.encoders import Encoder
 
 AT_ONCE = 32  # captions; of SDXL's second encoder these take 0.2 GB in 16 bit
@@ -103,7 +103,7 @@ class Captions:
         self.forwards += 2
         return TextEmbeds(torch.cat((first, second), -1), pooled)
 
-    def _tokenized(self, tokenizer: CLIPTokenizer, texts: Sequence[str], words: LearnedTokens) -> Tensor:
+    def _tokenized(self, tokenizer: Tokenizer, texts: Sequence[str], words: LearnedTokens) -> Tensor:
         """(N, 77)"""
         begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         rows = []

@@ -90,8 +90,7 @@ class LearnedEmbedding(Embedding):
     def install(cls, encoder: Any) -> None:
         """In the place of a text encoder's table, on the same weights."""
         table = encoder.get_input_embeddings()
-        with torch.device("meta"):
-            fresh = cls(table.num_embeddings, table.embedding_dim)
+        fresh = cls(table.num_embeddings, table.embedding_dim, _weight=table.weight)  # no random start is drawn
         fresh.weight = table.weight
         encoder.set_input_embeddings(fresh.requires_grad_(False).eval())
 
