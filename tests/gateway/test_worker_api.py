@@ -167,6 +167,14 @@ def test_a_silent_worker_loses_its_job(tmp_path: Path) -> None:
         assert beat(found, claimed) == [claimed["id"]]
 
 
+def test_a_deadline_ends_a_job_in_the_queue(tmp_path: Path) -> None:
+    """Also right after the gateway was started, when it takes no silent worker for lost yet."""
+    with standing(tmp_path) as found:
+        body = {"version": found.version, "input": {}}
+        job = found.client.post("/v1/predictions", json=body, headers={"Cancel-After": "5s"}).json()
+        until(lambda: status(found, job) == "canceled", 12)
+
+
 def test_outputs_have_addresses_of_their_own(here: Standing) -> None:
     jobs = [here.create().json() for _ in range(2)]
     claimed = [here.claim() for _ in jobs]
