@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import schemathesis
@@ -32,7 +33,7 @@ def known(here: Standing) -> dict[str, str]:
     return {"job_id": job, "file_id": file, "version_id": here.version, "version": here.version, **named}
 
 
-def send(here: Standing, known: dict[str, str], case: schemathesis.Case) -> None:
+def send(here: Standing, known: dict[str, str], case: schemathesis.Case[Any]) -> None:
     """One call: half of them with what exists."""
     for given in (case.path_parameters, case.body):
         if isinstance(given, dict):
@@ -46,7 +47,7 @@ USUAL = settings(deadline=None, database=None, derandomize=True, suppress_health
 @DOCUMENT.parametrize()
 @settings(USUAL, max_examples=8)
 def test_no_call_is_answered_with_an_error_of_ours(
-    case: schemathesis.Case, here: Standing, known: dict[str, str]
+    case: schemathesis.Case[Any], here: Standing, known: dict[str, str]
 ) -> None:
     send(here, known, case)
 
@@ -54,5 +55,5 @@ def test_no_call_is_answered_with_an_error_of_ours(
 @pytest.mark.soak
 @DOCUMENT.parametrize()
 @settings(USUAL, max_examples=40)
-def test_nor_is_any_of_many(case: schemathesis.Case, here: Standing, known: dict[str, str]) -> None:
+def test_nor_is_any_of_many(case: schemathesis.Case[Any], here: Standing, known: dict[str, str]) -> None:
     send(here, known, case)
