@@ -460,7 +460,10 @@ def create_for_ever(database: str) -> None:
         sys.stdout.flush()
 
 
-def test_a_database_that_was_killed_and_came_back_is_no_error(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_database_that_was_killed_and_came_back_is_no_error(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.postgres.PATIENCE", 120.0)  # this machine may have much else to do
     server = Postgres(tmp_path_factory.mktemp("killed") / "data")
     store = open_store(server.new_database())
     prepare(store)
