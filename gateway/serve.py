@@ -33,8 +33,8 @@ from local.processes import spawn, stop
 from local.server import Stop, address
 
 LOOK = 0.2  # seconds between looks at the children
-LONGEST = 30.0  # seconds between two starts of one
-SETTLED = 30.0  # seconds after which a child is no longer one that does not start
+LONGEST = 5.0  # seconds between two starts of one
+SETTLED = 2.0  # seconds after which a child is no longer one that does not start
 BACKLOG = 2048  # connections that wait while the gateway is started anew
 GRACE = {"worker": 60.0, "gateway": 15.0}  # seconds to end; the worker first finishes or hands back what it does
 LINES = """
