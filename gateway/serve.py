@@ -39,6 +39,7 @@ BACKLOG = 2048  # connections that wait while the gateway is started anew
 GRACE = {"worker": 60.0, "gateway": 15.0}  # seconds to end; the worker first finishes or hands back what it does
 LINES = """
 Replicate's API is at {url} for the model {model}.
+A page for people is at {url}/#token={token}
 
   export REPLICATE_API_TOKEN={token}
 
