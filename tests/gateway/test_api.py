@@ -280,8 +280,8 @@ def test_a_training_makes_a_version_of_its_destination(here: Standing, trainer: 
     claimed = here.worker.post("/_worker/claim", json=asked).json()
     assert (claimed["id"], claimed["destination"]) == (job["id"], "my-name/mine")
     place = f"/_worker/jobs/{job['id']}/files/0"
-    asked = {"fence": claimed["fence"], "name": "w.tar", "keep": 1}
-    weights = here.worker.put(place, params=asked, content=b"w").json()["url"]
+    kept = {"fence": str(claimed["fence"]), "name": "w.tar", "keep": "1"}
+    weights = here.worker.put(place, params=kept, content=b"w").json()["url"]
     here.report(claimed, status="succeeded", output={"weights": weights})
     ended = here.client.get(job["urls"]["get"], headers={"User-Agent": "replicate-python/1.0.7"}).json()
     name, _, version = ended["output"]["version"].partition(":")

@@ -209,6 +209,6 @@ def test_what_makes_no_sense_is_said(here: Standing, path: str, body: dict[str, 
 
 
 def test_who_works_is_known(here: Standing) -> None:
-    beat(here, {"id": "x", "fence": 1}, details={"hardware": "NVIDIA H100", "restarts": 3})
+    beat(here, {"id": "x", "fence": 1}, details={"hardware": "NVIDIA H100", "starts": {"predict": 3}})
     assert {"name": "NVIDIA H100", "sku": "nvidia-h100"} in here.client.get("/v1/hardware").json()
-    assert 'gateway_worker_restarts{worker="w"} 3.0' in here.client.get("/metrics").text
+    assert 'gateway_worker_starts{pool="predict",worker="w"} 3.0' in here.client.get("/metrics").text
