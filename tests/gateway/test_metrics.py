@@ -220,15 +220,13 @@ def test_answers_are_logged_by_route_with_the_prediction(lines: Any) -> None:
 
 def test_the_running_gateway_tells_what_became_of_a_job(toy: Gateway) -> None:
     job = toy.curl("/v1/models/local/toy/predictions", "-H", "Prefer: wait", body={"input": {"text": "planted"}}).json()
-    until(lambda: f"prediction_id={job['id']}" in toy.log("gateway"))
-    said = [line for line in toy.log("gateway").splitlines() if job["id"] in line]
-    assert any("taken by a worker" in line for line in said)
-    assert any("succeeded" in line for line in said)
+    about = rf".*prediction_id={job['id']}"
+    until(lambda: re.search("taken by a worker" + about, toy.log("gateway")))
+    until(lambda: re.search("succeeded" + about, toy.log("gateway")))
     assert "planted" not in toy.log("gateway")
-    shown = toy.curl("/metrics")
-    assert shown.status == 200
-    assert b'gateway_jobs{pool="predict",state="queued"}' in shown.content
-    assert re.search(rb'gateway_worker_starts{pool="predict",worker="[^"]+"} 1', shown.content)
+    told = rb'gateway_worker_starts{pool="predict",worker="[^"]+"} 1'
+    until(lambda: re.search(told, toy.curl("/metrics").content))
+    assert b'gateway_jobs{pool="predict",state="queued"}' in toy.curl("/metrics").content
     assert toy.curl("/metrics", token="").status == 401
 
 
