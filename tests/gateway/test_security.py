@@ -329,6 +329,14 @@ def test_nothing_listens_beyond_this_machine_without_a_token() -> None:
         Settings(host=host, token=TOKEN).checked()
 
 
+def test_nor_is_a_gateway_behind_a_proxy_one_for_this_machine_alone() -> None:
+    with pytest.raises(SettingsError, match="TOKEN"):
+        Settings(public_url="https://sdxl.example.com").checked()
+    behind = Settings(public_url="https://sdxl.example.com", token=TOKEN).checked()
+    assert not behind.webhooks.loopback
+    assert Settings().checked().webhooks.loopback
+
+
 WHO = {
     "none": "",
     "wrong": "Bearer nonsense",
