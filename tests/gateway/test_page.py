@@ -308,3 +308,18 @@ def test_a_long_training_outlives_its_page_and_its_gateway(browser: Browser, tmp
             expect(control(page, "prompt")).to_have_value("a photo of TOK")
             assert own.curl("/v1/trainings").json()["results"][0]["status"] == "succeeded"
             assert len(own.curl("/v1/trainings").json()["results"]) == 1
+
+
+@pytest.mark.soak
+def test_the_history_goes_back_page_by_page(browser: Browser, stack: Gateway) -> None:
+    """The API gives a hundred at a time; all are there in the end, each once."""
+    version, client = latest(stack), stack.python1()
+    made = [client.predictions.create(version=version, input={"prompt": f"number {number}"}) for number in range(150)]
+    for prediction in made:
+        prediction.cancel()
+    with visit(browser, stack) as page:
+        enter(page, stack, "history")
+        expect(page.locator(".tile")).to_have_count(100)
+        page.get_by_role("button", name="Show older ones").click()
+        for prediction in made:
+            expect(page.locator(f'.tile[href="#/predictions/{prediction.id}"]')).to_have_count(1)
