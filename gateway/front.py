@@ -11,6 +11,7 @@ import uvicorn
 
 from gateway import logs
 from gateway.app import create_app
+from gateway.protocol import configured
 from gateway.settings import Settings
 
 GRACE = 5  # seconds for answers under way when it ends: long polls are asked again
@@ -20,15 +21,7 @@ def main() -> int:
     """Serve until SIGTERM."""
     logs.setup(as_json=os.environ.get("LOG_FORMAT") == "json")
     app = create_app(Settings.read())
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE,
-    )
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+    uvicorn.Server(configured(app, GRACE)).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
     return 0
 
 
