@@ -3,7 +3,7 @@ import { html } from "./lib.js";
 
 const WIDTH = 640;
 const HEIGHT = 200;
-const EDGE = { left: 56, right: 12, top: 12, bottom: 26 };
+const EDGE = { left: 72, right: 12, top: 12, bottom: 26 };
 const POINTS = 400; // more would not be seen
 
 function thinned(points) {

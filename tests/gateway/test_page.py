@@ -41,7 +41,7 @@ DROPPED = """(bytes) => {
   return data;
 }"""
 ASKING = ("/predictions", "/trainings")
-VIEWS = ("create", "train", "history")
+VIEWS = {"create": f"create/{SDXL}", "train": f"train/{SDXL}", "history": "history", "a job": "predictions/{id}"}
 
 expect.set_options(timeout=PATIENCE)
 
@@ -231,14 +231,15 @@ def test_a_training_from_pictures_to_its_first_picture(page: Page, stack: Gatewa
     expect(asked(page).locator(".status")).to_contain_text("Done")
 
 
-@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("view", VIEWS)
-def test_views_are_accessible_on_a_desk_and_fit_a_phone(browser: Browser, stack: Gateway, view: str) -> None:
+def test_views_are_accessible_on_a_desk_and_fit_a_phone(
+    browser: Browser, stack: Gateway, drawn: dict[str, Any], view: str
+) -> None:
     """axe-core finds nothing serious, in light and dark; 360 pixels do without sideways scrolling, all unfolded."""
     for size, dark in ((DESK, False), (PHONE, True)):
         with visit(browser, stack, size, dark) as page:
-            enter(page, stack, view if view == "history" else f"{view}/{SDXL}")
-            page.locator(".job, .tile, .nothing, form").first.wait_for()
+            enter(page, stack, VIEWS[view].format(id=drawn["id"]))
+            page.locator(".job, .tile, .nothing").first.wait_for()
             page.evaluate("document.querySelectorAll('details').forEach((each) => each.open = true)")
             assert violations(page) == []
             assert overflow(page) <= 0
@@ -275,12 +276,12 @@ def test_the_token_is_asked_for_and_kept_as_chosen(browser: Browser, stack: Gate
         page.get_by_role("textbox", name="Token").fill(stack.token)
         page.get_by_label("Keep it on this device").check()
         page.get_by_role("button", name="Use it").click()
-        control(page, "prompt").wait_for()
+        page.locator(".desk form").wait_for()
         assert page.evaluate("Object.values(sessionStorage)") == []
         assert stack.token in page.evaluate("Object.values(localStorage)")
     with visit(browser, stack) as page:
         enter(page, stack)
-        control(page, "prompt").wait_for()
+        page.locator(".desk form").wait_for()
         assert stack.token not in page.url
         assert stack.token not in page.evaluate("Object.values(localStorage)")
 
