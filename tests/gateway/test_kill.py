@@ -106,7 +106,7 @@ def test_whatever_is_killed(stack: Stack) -> None:
     done = threading.Event()
 
     def kill() -> None:
-        while not done.wait(0.5 + stack.random.random() * 2):
+        while not done.wait(1 + stack.random.random() * 3):
             victims = stack.victims()
             if victims:
                 name = stack.random.choice(sorted(victims))

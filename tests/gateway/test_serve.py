@@ -52,7 +52,7 @@ class Served:
 
     @property
     def token(self) -> str:
-        return re.findall(r"export REPLICATE_API_TOKEN=(\S+)", self.said)[-1]
+        return str(re.findall(r"export REPLICATE_API_TOKEN=(\S+)", self.said)[-1])
 
     def child(self, module: str) -> psutil.Process:
         [found] = [each for each in psutil.Process(self.process.pid).children() if module in each.cmdline()]
