@@ -21,7 +21,8 @@ CANDIDATES = """select id, created_at, passed, fence, attempt, weights_key from 
     where status = 'starting' and worker is null and pool = ? and base = ? {}
     and (deadline is null or deadline > ?) order by created_at, id"""
 CANDIDATE = CANDIDATES + " limit 1"
-ANY = "select id from jobs where status = 'starting' and worker is null and pool = ? and base = ? limit 1"
+ANY = """select id from jobs where status = 'starting' and worker is null and pool = ? and base = ?
+    order by created_at, id limit 1"""  # in the index's order: Postgres might read the table otherwise
 UNUSED = f"""select id from ({CANDIDATES.format("")} limit {LOOKED_AT}) as oldest where not exists
     (select 1 from jobs as running where running.worker is not null and running.completed_at is null
     and running.pool = ? and running.base = ? and running.weights_key = oldest.weights_key)
