@@ -179,19 +179,18 @@ class Page(StaticFiles):
 
 
 async def _sweep(site: Site) -> None:
-    """Not for a lease after this, or the database, was away: workers that could not be heard of are not lost."""
+    """Leases not for one lease after this or the database was away: who could not be heard of is not lost."""
     heard_from = time.monotonic()
     while True:
         await asyncio.sleep(SWEEP)
-        if time.monotonic() - heard_from > site.settings.lease:
-            work = site.beside(sweep, site)
-            if not await _logged("leases and deadlines", work):
-                heard_from = time.monotonic()
+        leases = time.monotonic() - heard_from > site.settings.lease
+        if not await _logged("leases and deadlines", site.beside(sweep, site, leases=leases)):
+            heard_from = time.monotonic()
 
 
-def sweep(site: Site) -> None:
+def sweep(site: Site, *, leases: bool) -> None:
     """End or queue again what has run out, and count it."""
-    metrics.swept(site.store.sweep(time.time(), attempts=site.settings.attempts))
+    metrics.swept(site.store.sweep(time.time(), attempts=site.settings.attempts, leases=leases))
 
 
 async def _clean(site: Site) -> None:

@@ -10,7 +10,7 @@ from html import escape
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 760, 420  # of the picture, in pixels
-LEFT, RIGHT, TOP, BOTTOM = 70, 20, 50, 60  # around the axes
+LEFT, RIGHT, TOP, BOTTOM = 70, 36, 50, 60  # around the axes
 COLOURS = ("#1b6ac9", "#d1495b", "#2e8b57", "#8a5fbf", "#b7791f")
 GRID = "#d9d9d9"
 FONT = 'font-family="sans-serif" font-size="13"'

@@ -106,8 +106,10 @@ class Kept(Collector):
             "gateway_worker_starts", "How often a worker has started its model", labels=("worker", "pool")
         )
         for worker in workers:
-            for pool, number in (worker.get("starts") or {}).items():
-                starts.add_metric((worker["worker"], pool), number)
+            told = worker.get("starts")
+            for pool, number in told.items() if isinstance(told, dict) else ():
+                if pool in POOLS.values() and isinstance(number, int):
+                    starts.add_metric((worker["worker"], pool), number)
         yield starts
 
 

@@ -20,6 +20,7 @@ Connection = psycopg.Connection[Row]
 PATIENCE = 10.0  # seconds that a call waits for a database that is away
 PAUSE = 0.05  # seconds before it is tried again; doubled each time
 LONGEST_PAUSE = 1.0
+HASTEN = "set local synchronous_commit = off"
 MIGRATING = 7_345_108_612  # any number, the same in all gateways
 
 
@@ -87,7 +88,7 @@ def _transaction(connection: Connection) -> Transaction:
         cursor = connection.execute(statement.replace("?", "%s").encode(), values)
         return cursor.fetchall() if cursor.description else []
 
-    return Transaction(execute, skipping=" for update skip locked", waiting=" for update")
+    return Transaction(execute, skipping=" for update skip locked", waiting=" for update", hasten=HASTEN)
 
 
 def _migrate(transaction: Transaction) -> None:

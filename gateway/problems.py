@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from gateway.store import UnavailableError
@@ -89,6 +89,11 @@ async def of_unavailable(_: Request, error: Exception) -> Response:
     return shown(Problem(503, "The database does not answer at present; try again.", {"Retry-After": "1"}))
 
 
+async def of_leaving(_: Request, error: Exception) -> Response:  # noqa: ARG001
+    """The client went away before all of its body had come; nobody reads this."""
+    return shown(Problem(400, "The body ended too early."))
+
+
 async def of_fault(_: Request, error: Exception) -> Response:  # noqa: ARG001  # the server logs it
     """Ours."""
     return shown(Problem(500, "The gateway failed at this; its log says why."))
@@ -98,5 +103,6 @@ HANDLERS: dict[Any, Any] = {
     Problem: of_problem,
     HTTPException: of_http,
     UnavailableError: of_unavailable,
+    ClientDisconnect: of_leaving,
     Exception: of_fault,
 }

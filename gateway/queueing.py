@@ -21,7 +21,8 @@ CANDIDATES = """select id, created_at, passed, fence, attempt, weights_key from 
     where status = 'starting' and worker is null and pool = ? and base = ? {}
     and (deadline is null or deadline > ?) order by created_at, id"""
 CANDIDATE = CANDIDATES + " limit 1"
-ANY = "select id from jobs where status = 'starting' and worker is null and pool = ? and base = ? limit 1"
+ANY = """select id from jobs where status = 'starting' and worker is null and pool = ? and base = ?
+    order by created_at, id limit 1"""  # in the index's order: Postgres might read the table otherwise
 UNUSED = f"""select id from ({CANDIDATES.format("")} limit {LOOKED_AT}) as oldest where not exists
     (select 1 from jobs as running where running.worker is not null and running.completed_at is null
     and running.pool = ? and running.base = ? and running.weights_key = oldest.weights_key)
@@ -141,6 +142,7 @@ def report(
         changes["status"] = status
     if not changes:
         return job
+    transaction.lightly()
     job = _change(transaction, job.id, **changes)
     for event in ("start" if "status" in changes else "", *(each for each in ("output", "logs") if each in changes)):
         call(transaction, job, event, now)
@@ -161,6 +163,7 @@ def _trained(transaction: Transaction, job: Job, changes: Json, now: float) -> J
 def renew(
     transaction: Transaction, worker: str, held: Sequence[tuple[str, int]], now: float, lease: float
 ) -> Sequence[str]:
+    transaction.lightly()
     return [
         job_id
         for job_id, fence in held
@@ -193,12 +196,13 @@ def cancel(transaction: Transaction, job_id: str, now: float) -> Job | None:
     return job if job.ended else _end(transaction, job, now, status="canceled", fence=job.fence + 1)
 
 
-def sweep(transaction: Transaction, now: float, *, attempts: int) -> list[Job]:
+def sweep(transaction: Transaction, now: float, *, attempts: int, leases: bool = True) -> list[Job]:
     changed = []
     late = "completed_at is null and deadline is not null and deadline <= ?"
     for job in _these(transaction, late, now):
         changed.append(_end(transaction, job, now, status="canceled", fence=job.fence + 1))
-    for job in _these(transaction, "worker is not null and completed_at is null and lease_until <= ?", now):
+    silent = "worker is not null and completed_at is null and lease_until <= ?"
+    for job in _these(transaction, silent, now) if leases else ():
         if job.attempt >= attempts:
             lost = {"status": "failed", "error": LOST.format(job.attempt)}
             changed.append(_end(transaction, job, now, **lost, fence=job.fence + 1))

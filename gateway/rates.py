@@ -24,64 +24,80 @@ LOGS = "".join(f"{step * 2}%|{'#' * 20}| {step}/50 [00:01<00:01, 20.0it/s]\n" fo
 LEASE = 60.0
 
 
-def job(number: int) -> Job:
-    fields = {"prompt": "An astronaut riding a rainbow unicorn", "num_inference_steps": 50}
-    return Job(
-        new_id(), "prediction", "me", "me/sdxl", BASE, fields, time.time(), weights_key=f"{number % 7}"
-    )  # fmt: skip
+class Asked:
+    """The calls of clients and workers, each by any of several threads."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.numbers = count()
+        self.warm: dict[str, str] = {}
+        self.held: dict[str, Job] = {}
+        store.put_model(Model("me", "sdxl", time.time()))
+        store.put_version(Version(BASE, "me/sdxl", time.time(), {}, BASE))
+        self.jobs = [self.create().id for _ in range(QUEUED)]
+
+    def create(self) -> Job:
+        fields = {"prompt": "An astronaut riding a rainbow unicorn", "num_inference_steps": 50}
+        tune = f"{next(self.numbers) % 7}"
+        job = Job(new_id(), "prediction", "me", "me/sdxl", BASE, fields, time.time(), weights_key=tune)
+        return self.store.create(job)
+
+    def poll(self) -> None:
+        self.store.get(self.jobs[next(self.numbers) % QUEUED])
+
+    def claim(self) -> Job:
+        name = threading.current_thread().name
+        warm = [f"predict:{self.warm[name]}"] if name in self.warm else []
+        found = self.store.claim(name, ["predict"], [BASE], warm, time.time(), LEASE)
+        if found is None:
+            raise LookupError("the queue is empty")
+        self.warm[name] = found.job.weights_key
+        return found.job
+
+    def whole(self) -> None:
+        """Create, claim, start, end."""
+        self.create()
+        job = self.claim()
+        self.store.report(job.id, job.fence, time.time(), status="processing", logs=LOGS[:200])
+        output = ["https://gateway.example/v1/files/" + "a" * 26 + "/out-0.png"]
+        self.store.report(job.id, job.fence, time.time(), status="succeeded", logs=LOGS, output=output)
+
+    def mine(self) -> Job:
+        name = threading.current_thread().name
+        if name not in self.held:
+            self.held[name] = self.claim()
+        return self.held[name]
+
+    def progress(self) -> None:
+        job = self.mine()
+        self.store.report(job.id, job.fence, time.time(), logs=LOGS[: next(self.numbers) % len(LOGS)])
+
+    def heartbeat(self) -> None:
+        job = self.mine()
+        self.store.renew(job.worker or "", [(job.id, job.fence)], time.time(), LEASE)
+        self.store.seen(job.worker or "", time.time(), {"warm": ["predict:1"]})
+
+    def nothing(self) -> None:
+        self.store.claim("w", ["predict"], ["1" * 64], [], time.time(), LEASE)
 
 
 def measured(store: Store) -> Iterator[tuple[str, int, float]]:
     """(what, threads, times a second)"""
-    store.put_model(Model("me", "sdxl", time.time()))
-    store.put_version(Version(BASE, "me/sdxl", time.time(), {}, BASE))
-    jobs = [store.create(job(number)).id for number in range(QUEUED)]
-    numbers = count()
-
-    def create() -> None:
-        store.create(job(next(numbers)))
-
-    def poll() -> None:
-        store.get(jobs[next(numbers) % len(jobs)])
-
-    def whole() -> None:
-        """A job from its creation to its end, as gateway and worker do it."""
-        store.create(job(next(numbers)))
-        name = threading.current_thread().name
-        found = store.claim(name, ["predict"], [BASE], [f"predict:{warm.get(name, '')}"], time.time(), LEASE)
-        if found is None:
-            return
-        warm[name] = found.job.weights_key
-        store.report(found.job.id, found.job.fence, time.time(), status="processing", logs=LOGS[:200])
-        output = ["https://gateway.example/v1/files/" + "a" * 26 + "/out-0.png"]
-        store.report(found.job.id, found.job.fence, time.time(), status="succeeded", logs=LOGS, output=output)
-
-    def heartbeat() -> None:
-        name = threading.current_thread().name
-        if name not in held:
-            found = store.claim(name, ["predict"], [BASE], [], time.time(), LEASE)
-            held[name] = (found.job.id, found.job.fence) if found else ("", 0)
-        store.renew(name, [held[name]], time.time(), LEASE)
-        store.seen(name, time.time(), {"warm": ["predict:1"]})
-
-    def empty() -> None:
-        store.claim("w", ["predict"], ["1" * 64], [], time.time(), LEASE)
-
-    warm: dict[str, str] = {}
-    held: dict[str, tuple[str, int]] = {}
-    calls: dict[str, Callable[[], None]] = {
-        "creates": create,
-        "polls": poll,
-        "jobs from create to end": whole,
-        "heartbeats": heartbeat,
-        "claims of an empty queue": empty,
+    asked = Asked(store)
+    calls: dict[str, Callable[[], object]] = {
+        "creates": asked.create,
+        "polls": asked.poll,
+        "jobs from create to end": asked.whole,
+        "reports of progress": asked.progress,
+        "heartbeats": asked.heartbeat,
+        "claims of an empty queue": asked.nothing,
     }
     for name, call in calls.items():
         for threads in THREADS:
             yield name, threads, rate(call, threads)
 
 
-def rate(call: Callable[[], None], threads: int) -> float:
+def rate(call: Callable[[], object], threads: int) -> float:
     """Calls a second, all threads together."""
     done = [0] * threads
     until = time.monotonic() + SECONDS

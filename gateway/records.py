@@ -132,6 +132,7 @@ def secret(transaction: Transaction, name: str, make: Callable[[], str]) -> str:
 
 
 def seen(transaction: Transaction, worker: str, now: float, details: Json) -> None:
+    transaction.lightly()
     upsert(transaction, "workers", "worker", {"worker": worker, "seen_at": now, "details": dumps(details)})
 
 

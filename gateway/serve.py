@@ -33,23 +33,28 @@ from local.processes import spawn, stop
 from local.server import Stop, address
 
 LOOK = 0.2  # seconds between looks at the children
-LONGEST = 30.0  # seconds between two starts of one
-SETTLED = 30.0  # seconds after which a child is no longer one that does not start
+LONGEST = 5.0  # seconds between two starts of one
+SETTLED = 2.0  # seconds after which a child is no longer one that does not start
 BACKLOG = 2048  # connections that wait while the gateway is started anew
-GRACE = {"worker": 60.0, "gateway": 15.0}  # seconds to end; the worker first finishes or hands back what it does
+GRACE = 15.0  # seconds for a child to end; the worker has its GATEWAY_DRAIN before that
 LINES = """
 Replicate's API is at {url} for the model {model}.
+A page for people is at {url}/#token={token}
 
   export REPLICATE_API_TOKEN={token}
 
 Python      export REPLICATE_BASE_URL={url}
-            python -c 'import replicate; print(replicate.run("{model}", input={{"prompt": "a red bicycle"}}))'
+            python -c 'import replicate; [picture] = replicate.run("{model}", input={{"prompt": "a red circle"}}); \
+open("picture.png", "wb").write(picture.read())'
 
-JavaScript  const replicate = new Replicate({{ baseUrl: "{url}/v1", auth: process.env.REPLICATE_API_TOKEN }});
-            console.log(await replicate.run("{model}", {{ input: {{ prompt: "a red bicycle" }} }}));
+JavaScript  import Replicate from "replicate";
+            import {{ writeFile }} from "node:fs/promises";
+            const replicate = new Replicate({{ baseUrl: "{url}/v1" }});  // it takes the token from the environment
+            const [picture] = await replicate.run("{model}", {{ input: {{ prompt: "a red circle" }} }});
+            await writeFile("picture.png", picture);
 
 curl        curl {url}/v1/models/{model}/predictions -H "Authorization: Bearer $REPLICATE_API_TOKEN" \\
-              -H "Content-Type: application/json" -H "Prefer: wait" -d '{{"input": {{"prompt": "a red bicycle"}}}}'
+              -H "Content-Type: application/json" -H "Prefer: wait" -d '{{"input": {{"prompt": "a red circle"}}}}'
 """
 
 
@@ -61,6 +66,7 @@ class Child:
     command: list[str]
     variables: dict[str, str]
     log: Log
+    grace: float = GRACE
     handles: tuple[int, ...] = ()
     failures: int = 0
     due: float = field(default_factory=time.monotonic)
@@ -85,7 +91,7 @@ class Child:
     def end(self, hurry: Event) -> None:
         """Ask it to end, and see that it does."""
         if self.process is not None:
-            stop(self.process, hurry.wait, grace=GRACE[self.name])
+            stop(self.process, hurry.wait, grace=self.grace)
 
 
 def _passed_on(process: "Popen[str]") -> None:
@@ -143,10 +149,11 @@ def settled(bound: socket.socket, state: Path, told: Mapping[str, str]) -> dict[
 def children_of(options: argparse.Namespace, variables: dict[str, str], bound: socket.socket, log: Log) -> list[Child]:
     """The gateway and, unless that is not wanted, a worker."""
     handle = bound.fileno()
-    gateway = Child("gateway", [sys.executable, "-m", "gateway.front", str(handle)], variables, log, (handle,))
+    gateway = Child("gateway", [sys.executable, "-m", "gateway.front", str(handle)], variables, log, handles=(handle,))
     if options.no_worker:
         return [gateway]
-    return [gateway, Child("worker", [sys.executable, "-m", "gateway.agent"], variables, log)]
+    grace = AgentSettings.read(variables).drain + GRACE
+    return [gateway, Child("worker", [sys.executable, "-m", "gateway.agent"], variables, log, grace)]
 
 
 def serve(options: argparse.Namespace, log: Log) -> None:
@@ -164,7 +171,8 @@ def serve(options: argparse.Namespace, log: Log) -> None:
             while not asked.asked.wait(LOOK):
                 for child in children:
                     child.keep()
-                if not told and _answers(near(bound), variables["GATEWAY_TOKEN"]):
+                ready = "account" if options.no_worker else f"models/{model}"
+                if not told and _answers(f"{near(bound)}/v1/{ready}", variables["GATEWAY_TOKEN"]):
                     told = True
                     token = shlex.quote(variables["GATEWAY_TOKEN"])
                     print(LINES.format(url=url, model=model, token=token), flush=True)  # noqa: T201
@@ -175,7 +183,7 @@ def serve(options: argparse.Namespace, log: Log) -> None:
 
 def _answers(url: str, token: str) -> bool:
     try:
-        return requests.get(f"{url}/v1/account", headers={"Authorization": f"Bearer {token}"}, timeout=1).ok
+        return requests.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=1).ok
     except requests.RequestException:
         return False
 

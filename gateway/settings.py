@@ -97,8 +97,8 @@ class Settings:
 
     @property
     def only_here(self) -> bool:
-        """Whether nobody but this machine can connect."""
-        return is_loopback(self.host)
+        """Whether nobody but this machine can connect, through a proxy before the gateway either."""
+        return is_loopback(self.host) and is_loopback(urlsplit(self.public_url).hostname or "")
 
     @property
     def webhooks(self) -> Rules:

@@ -84,8 +84,9 @@ class Fleet:
     affinity: bool = True
     warm_first: bool = False  # of workers that wait, one with the weights takes a job; else whoever asks first
     database: float | None = None  # transactions a second; None: any number
-    per_job: float = 6.0  # transactions: create, claim, two reports, two more for a file and a webhook
-    per_worker: float = 0.2  # transactions a second: a heartbeat every five seconds
+    per_job: float = 5.0  # transactions: create, claim, start, file, end
+    reports: float = 4.0  # transactions a second of a job that runs, for its progress
+    per_worker: float = 0.4  # transactions a second: two for a heartbeat every five seconds
 
 
 @dataclass
@@ -185,7 +186,7 @@ def _seconds_per_job(fleet: Fleet) -> float:
     left = fleet.database - fleet.workers * fleet.per_worker
     if left <= 0:
         raise ValueError(f"the heartbeats of {fleet.workers} workers alone are more than {fleet.database:g} a second")
-    return fleet.per_job / left
+    return (fleet.per_job + fleet.reports * fleet.inference) / left
 
 
 def arrivals(fleet: Fleet, chance: random.Random) -> Iterator[Queued]:

@@ -160,8 +160,8 @@ class SqlStore(ABC):
     def cancel(self, job_id: str, now: float) -> Job | None:
         return self._write(queueing.cancel, job_id, now)
 
-    def sweep(self, now: float, *, attempts: int) -> Sequence[Job]:
-        return self._write(queueing.sweep, now, attempts=attempts)
+    def sweep(self, now: float, *, attempts: int, leases: bool = True) -> Sequence[Job]:
+        return self._write(queueing.sweep, now, attempts=attempts, leases=leases)
 
     def expire(self, now: float, *, keep: float) -> Sequence[File]:
         return self._write(retention.expire, now, keep=keep)

@@ -90,9 +90,9 @@ class Store(Protocol):
     def cancel(self, job_id: str, now: float) -> Job | None:
         """Ended as canceled at once, whoever runs it; an ended one is unchanged."""
 
-    def sweep(self, now: float, *, attempts: int) -> Sequence[Job]:
-        """Leases that ran out (queued again, or failed after `attempts`) and deadlines that passed (canceled): the jobs
-        as they are now."""
+    def sweep(self, now: float, *, attempts: int, leases: bool = True) -> Sequence[Job]:
+        """Deadlines that passed (canceled) and, if `leases`, leases that ran out (queued again, or failed after so many
+        attempts): the jobs as they are now."""
 
     def expire(self, now: float, *, keep: float) -> Sequence[File]:
         """Jobs that ended more than `keep` seconds ago lose input, output, error, logs (data_removed). Returned: files

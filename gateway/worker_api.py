@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from anyio import to_thread
 from starlette.responses import Response
 
 from gateway import metrics, shapes
@@ -164,11 +165,14 @@ async def _put_file(asked: Asked) -> Response:
     job = await site.beside(_held, asked, fence)
     name, kind = safe_name(query.get("name", "")), media_type(asked.headers.get("content-type", ""))
     file_id = derived_id(site.key, "output", job.id, fence, number)
-    writer = await site.beside(site.blobs.writer, file_id)
-    with writer:
+    writer = await to_thread.run_sync(site.blobs.writer, file_id)
+    try:
         async for chunk in asked.request.stream():
-            if chunk:
-                await site.beside(writer.write, chunk)
+            await to_thread.run_sync(writer.write, chunk)
+    except BaseException as error:
+        writer.__exit__(type(error), error, error.__traceback__)
+        raise
+    await to_thread.run_sync(writer.__exit__, None, None, None)  # to a bucket this takes long
     now = time.time()
     # What a version uses never expires: the store sees to it when a training succeeds.
     file = File(

@@ -1,8 +1,10 @@
 """What the documentation says is so."""
 
+import dataclasses
 import re
 import subprocess
 
+from gateway.settings import Settings
 from local.inputs_doc import PAGE, page
 from local.package import Package
 from tests.conftest import ROOT
@@ -31,6 +33,13 @@ def test_requirements_are_pinned_exactly() -> None:
         for line in (ROOT / name).read_text().splitlines():
             if line and not line.startswith("#"):
                 assert re.fullmatch(r"[A-Za-z0-9_.\[\]-]+==[0-9][0-9A-Za-z.]*", line), f"{name}: {line}"
+
+
+def test_every_setting_of_the_gateway_is_documented() -> None:
+    page = (ROOT / "docs" / "gateway.md").read_text()
+    agent = re.findall(r"\"(GATEWAY_[A-Z_]+)\"", (ROOT / "gateway" / "agent" / "settings.py").read_text())
+    names = {f"GATEWAY_{field.name.upper()}" for field in dataclasses.fields(Settings)} | set(agent)
+    assert not [name for name in sorted(names) if f"`{name}`" not in page]
 
 
 def test_no_machine_is_named() -> None:

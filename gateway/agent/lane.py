@@ -17,7 +17,7 @@ from gateway.jobs import POOLS
 WAIT = 20.0  # seconds that a claim waits for a job
 BEAT = 5.0  # seconds that a heartbeat waits for news: leases are of 30
 TURN = 60.0  # seconds for which the pool that is up may go first, before both are asked for
-PAUSES = (0.2, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds after so many troubles in a row
+PAUSES = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds after so many troubles in a row
 STOPPING = 5.0  # seconds for a coglet to end
 
 

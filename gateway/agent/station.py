@@ -20,7 +20,7 @@ from local.modes import Mode
 from local.server import environment
 
 LARGEST = {"predict": MOST, "train": 2 << 30}  # bytes of one input
-AGAIN = 2.0  # seconds between two tries to register
+AGAIN = 0.5  # seconds between two tries to register
 
 
 @dataclass

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from anyio import to_thread
 from python_multipart.exceptions import MultipartParseError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
@@ -49,7 +50,7 @@ async def _create(asked: Asked) -> Response:
             about = await _metadata(form)
             named = _field(form, "filename") or content.filename or "file"
             kind = _field(form, "type") or content.content_type or ""
-            file = await asked.site.beside(_keep, asked, content.file, safe_name(named), media_type(kind), about)
+            file = await to_thread.run_sync(_keep, asked, content.file, safe_name(named), media_type(kind), about)
     except (MultiPartException, MultipartParseError, HTTPException) as error:
         raise Problem(400, f"The form cannot be read: {str(error)[:200]}") from error
     return Answer(shapes.file(asked.site, file), 201)

@@ -44,7 +44,7 @@ def _create(asked: Asked) -> Response:
 
 def _changed(model: Model, body: Json) -> Model:
     said = {name: value for name, value in body.items() if name in DETAILS and value is not None}
-    plain = {name: storable(body[name]) for name in ("description", "visibility") if body.get(name) is not None}
+    plain: Json = {name: storable(body[name]) for name in ("description", "visibility") if body.get(name) is not None}
     return replace(model, details={**model.details, **said}, **plain)
 
 

@@ -16,7 +16,8 @@ export class Problem extends Error {
     const add = (name, text) => (found[name] = found[name] ? `${found[name]} ${text}` : text);
     for (const line of this.message.split("\n").filter((each) => each.trim())) {
       const [, path, text] = /^- input(?:\.([\w.[\]]+))?: (.*)$/.exec(line) ?? [null, "", line.replace(/^- /, "")];
-      const named = path?.split(/[.[]/)[0] || names.find((name) => new RegExp(`(^|\\W)${name}(\\W|$)`).test(text)) || "";
+      const named =
+        path?.split(/[.[]/)[0] || names.find((name) => new RegExp(`(^|\\W)${name}(\\W|$)`).test(text)) || "";
       add(names.includes(named) ? named : "", text);
     }
     return this.status === 422 ? found : { "": this.message };
@@ -56,10 +57,16 @@ function problem(status, text, retryAfter) {
 
 /** What the API answers to a request: parsed JSON, or null where it has no body. Problem. */
 export async function call(method, path, body) {
-  const sent = body === undefined ? {} : { body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
+  const sent =
+    body === undefined ? {} : { body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
   let answer, text;
   try {
-    answer = await fetch(path, { method, ...sent, headers: { ...sent.headers, ...authorization() }, cache: "no-store" });
+    answer = await fetch(path, {
+      method,
+      ...sent,
+      headers: { ...sent.headers, ...authorization() },
+      cache: "no-store",
+    });
     text = await answer.text();
   } catch {
     throw new Problem(0, { detail: "The gateway does not answer; is it running?" });
@@ -82,7 +89,7 @@ export const shown = (url) => (/^https?:/.test(url) && new URL(url).pathname.sta
 /** Everything of a list that comes in pages, up to `most` entries. */
 export async function all(path, most = 500) {
   const found = [];
-  for (let next = path; next && found.length < most; ) {
+  for (let next = path; next && found.length < most;) {
     const page = await get(next);
     found.push(...page.results);
     next = page.next && own(page.next);
@@ -101,7 +108,9 @@ export function upload(file, progress = () => {}) {
     request.upload.onprogress = (event) => event.lengthComputable && progress(event.loaded / event.total);
     request.onerror = () => reject(new Problem(0, { detail: "The gateway did not take the file; try again." }));
     request.onload = () =>
-      request.status < 300 ? resolve(JSON.parse(request.responseText)) : reject(problem(request.status, request.responseText));
+      request.status < 300
+        ? resolve(JSON.parse(request.responseText))
+        : reject(problem(request.status, request.responseText));
     request.send(form);
   });
 }

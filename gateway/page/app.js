@@ -7,7 +7,8 @@ import { html, render, useEffect, useState } from "./lib.js";
 import { TokenDialog } from "./token.js";
 import { Workshop } from "./workshop.js";
 
-const THEMES = ["auto", "light", "dark"];
+const SIGNS = { auto: "◐", light: "○", dark: "●" };
+const THEMES = Object.keys(SIGNS);
 const LAST = "gateway-model";
 const NAVIGATION = [
   ["create", "Create"],
@@ -43,7 +44,8 @@ function useGateway(turn) {
   useEffect(() => {
     let gone = false;
     Promise.all([get("/v1/account"), all("/v1/models")]).then(
-      ([account, models]) => gone || setState({ account, models: models.filter((each) => each.latest_version), error: null }),
+      ([account, models]) =>
+        gone || setState({ account, models: models.filter((each) => each.latest_version), error: null }),
       (error) => gone || setState((before) => ({ ...before, error })),
     );
     return () => (gone = true);
@@ -59,7 +61,10 @@ function App() {
   const { account, models, error } = useGateway(turn);
   const unknown = error?.status === 401;
   useEffect(() => void (unknown && setAsking(true)), [error]);
-  useEffect(() => void (document.title = `${NAVIGATION.find(([name]) => name === route.view)?.[1] ?? "Pictures"} · SDXL`), [route.view]);
+  useEffect(
+    () => void (document.title = `${NAVIGATION.find(([name]) => name === route.view)?.[1] ?? "Pictures"} · SDXL`),
+    [route.view],
+  );
   const go = (place) => {
     setPreset(null);
     location.hash = place;
@@ -68,7 +73,10 @@ function App() {
     setPreset({ ...given, number: ++presets });
     location.hash = place;
   };
-  go.again = (job) => into(`#/${kindOf(job) === "training" ? "train" : "create"}/${job.model}/${job.version}`, { input: { ...job.input, seed: seedOf(job) } });
+  go.again = (job) =>
+    into(`#/${kindOf(job) === "training" ? "train" : "create"}/${job.model}/${job.version}`, {
+      input: { ...job.input, seed: seedOf(job) },
+    });
   go.picture = (job, picture) => into(`#/create/${job.model}/${job.version}`, { input: job.input, picture });
   go.tryIt = (version, job) => {
     setTurn((before) => before + 1); // there is a model, or a version, more
@@ -79,7 +87,8 @@ function App() {
     <a class="skip" href="#main" onClick=${(event) => (event.preventDefault(), document.querySelector("main").focus())}>To the content</a>
     <${Top} view=${route.view} ask=${() => setAsking(true)} />
     <main id="main" tabindex="-1">
-      ${error && html`<p class="error" role="alert">${error.message} ${unknown || html`<button type="button" onClick=${() => setTurn(turn + 1)}>Try again</button>`}</p>`}
+      ${error && html`<p class="error" role="alert">${error.message}</p>`}
+      ${error && !unknown && html`<button type="button" onClick=${() => setTurn(turn + 1)}>Try again</button>`}
       ${account && html`<${View} key=${account.username} ...${{ ...route, account, models, preset, go }} />`}
     </main>
     ${asking && html`<${TokenDialog} wanted=${unknown} done=${done} close=${() => setAsking(false)} />`}`;
@@ -87,8 +96,10 @@ function App() {
 
 function View({ view, rest, account, models, preset, go }) {
   if (view === "history") return html`<${History} />`;
-  if (view === "predictions" || view === "trainings") return html`<${Detail} key=${rest[0]} kind=${view} id=${rest[0]} go=${go} />`;
-  if (!models.length) return html`<p class="nothing">No model is served yet. One appears when its worker has started.</p>`;
+  if (view === "predictions" || view === "trainings")
+    return html`<${Detail} key=${rest[0]} kind=${view} id=${rest[0]} go=${go} />`;
+  if (!models.length)
+    return html`<p class="nothing">No model is served yet. One appears when its worker has started.</p>`;
   const kind = view === "train" ? "training" : "prediction";
   const [owner, name, wanted] = rest;
   const model = owner && name ? `${owner}/${name}` : usual(models, kind);
@@ -116,7 +127,8 @@ function Detail({ kind, id, go }) {
   if (!job) return null;
   return html`<section class="detail">
     <h1>${title(job)}</h1>
-    <${Job} first=${job} open=${true} again=${go.again} start=${(url) => go.picture(job, url)} tryIt=${(version) => go.tryIt(version, job)} />
+    <${Job} first=${job} open=${true} again=${go.again} start=${(url) => go.picture(job, url)}
+      tryIt=${(version) => go.tryIt(version, job)} />
   </section>`;
 }
 
@@ -126,12 +138,15 @@ function Top({ view, ask }) {
     document.documentElement.dataset.theme = theme;
     localStorage.setItem("gateway-theme", theme);
   }, [theme]);
+  const link = ([name, label]) =>
+    html`<a key=${name} href=${`#/${name}`} aria-current=${view === name ? "page" : null}>${label}</a>`;
   const next = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
   return html`<header class="top">
     <a class="brand" href="#/create"><img src="icon.svg" alt="" width="28" height="28" /><span>SDXL</span></a>
-    <nav aria-label="Views">${NAVIGATION.map(([name, label]) => html`<a key=${name} href=${`#/${name}`} aria-current=${view === name ? "page" : null}>${label}</a>`)}</nav>
+    <nav aria-label="Views">${NAVIGATION.map(link)}</nav>
     <div class="tools">
-      <button type="button" class="quiet" onClick=${() => setTheme(next)} aria-label=${`Colours: ${theme}; change to ${next}`}>${{ auto: "◐", light: "○", dark: "●" }[theme]}</button>
+      <button type="button" class="quiet" onClick=${() => setTheme(next)}
+        aria-label=${`Colours: ${theme}; change to ${next}`}>${SIGNS[theme]}</button>
       <button type="button" class="quiet" onClick=${ask}>${token() ? "Token" : "Enter token"}</button>
     </div>
   </header>`;

@@ -35,7 +35,13 @@ export async function zip(files, name) {
   for (const file of files) {
     const title = new TextEncoder().encode(file.name);
     const content = new Uint8Array(await file.arrayBuffer());
-    const sizes = [[4, checksum(content)], [4, content.length], [4, content.length], [2, title.length], [2, 0]];
+    const sizes = [
+      [4, checksum(content)],
+      [4, content.length],
+      [4, content.length],
+      [2, title.length],
+      [2, 0],
+    ];
     const common = [[2, 20], [2, UTF8], [2, 0], [2, 0], [2, DAY], ...sizes];
     const local = record(0x04034b50, common, title);
     listed.push(record(0x02014b50, [[2, 20], ...common, [2, 0], [2, 0], [2, 0], [4, 0], [4, at]], title));
@@ -44,7 +50,15 @@ export async function zip(files, name) {
   }
   const index = new Blob(listed);
   const count = files.length;
-  const end = record(0x06054b50, [[2, 0], [2, 0], [2, count], [2, count], [4, index.size], [4, at], [2, 0]]);
+  const end = record(0x06054b50, [
+    [2, 0],
+    [2, 0],
+    [2, count],
+    [2, count],
+    [4, index.size],
+    [4, at],
+    [2, 0],
+  ]);
   return new File([...parts, index, end], name, { type: "application/zip" });
 }
 
@@ -59,7 +73,7 @@ async function range(url, from, size) {
 export async function entries(url, most = 100) {
   const found = [];
   const text = new TextDecoder();
-  for (let at = 0; found.length < most; ) {
+  for (let at = 0; found.length < most;) {
     const answer = await range(url, at, BLOCK);
     const header = answer && new Uint8Array(await answer.arrayBuffer());
     if (!header || header.length < BLOCK || !header[0]) return found;

@@ -24,12 +24,20 @@ function literal(value, language, indent) {
 
 function mine(name) {
   const text = JSON.stringify(name);
-  return new Said({ python: `open(${text}, "rb")`, javascript: `await readFile(${text})`, curl: JSON.stringify(`URL of ${name}`) });
+  return new Said({
+    python: `open(${text}, "rb")`,
+    javascript: `await readFile(${text})`,
+    curl: JSON.stringify(`URL of ${name}`),
+  });
 }
 
 function secret(name) {
   const variable = name.toUpperCase();
-  return new Said({ python: `os.environ["${variable}"]`, javascript: `process.env.${variable}`, curl: `"'"$${variable}"'"` });
+  return new Said({
+    python: `os.environ["${variable}"]`,
+    javascript: `process.env.${variable}`,
+    curl: `"'"$${variable}"'"`,
+  });
 }
 
 /** The input as people write it: their own files by name, secrets from the environment. */
@@ -46,33 +54,73 @@ export function spoken(fields, values, input) {
 }
 
 const quoted = (text) =>
-  text.split(/("'"\$\w+"'")/).map((part, index) => (index % 2 ? part : part.replaceAll("'", "'\\''"))).join("");
+  text
+    .split(/("'"\$\w+"'")/)
+    .map((part, index) => (index % 2 ? part : part.replaceAll("'", "'\\''")))
+    .join("");
 
 function python({ base, kind, model, version, input, destination }) {
-  const shown = literal(input, "python", kind === "training" ? "    " : "");
-  const imports = shown.includes("os.environ[") ? "import os\n\nimport replicate" : "import replicate";
-  const head = `# pip install replicate\n# export REPLICATE_BASE_URL=${base} REPLICATE_API_TOKEN=...\n${imports}\n\n`;
-  if (kind === "training")
-    return `${head}training = replicate.trainings.create(\n    version="${model}:${version}",\n    input=${shown},\n    destination="${destination}",\n)\nprint(training.id)`;
-  return `${head}output = replicate.run("${model}:${version}", input=${shown})\nprint(output)`;
+  const training = kind === "training";
+  const shown = literal(input, "python", training ? "    " : "");
+  return [
+    "# pip install replicate",
+    `# export REPLICATE_BASE_URL=${base} REPLICATE_API_TOKEN=...`,
+    ...(shown.includes("os.environ[") ? ["import os", ""] : []),
+    "import replicate",
+    "",
+    ...(training
+      ? [
+          "training = replicate.trainings.create(",
+          `    version="${model}:${version}",`,
+          `    input=${shown},`,
+          `    destination="${destination}",`,
+          ")",
+          "print(training.id)",
+        ]
+      : [`output = replicate.run("${model}:${version}", input=${shown})`, "print(output)"]),
+  ];
 }
 
 function javascript({ base, kind, model, version, input, destination }) {
-  const shown = literal(input, "javascript", kind === "training" ? "  " : "");
-  const files = shown.includes("await readFile(") ? `import { readFile } from "node:fs/promises";\n` : "";
-  const head = `// npm install replicate\n${files}import Replicate from "replicate";\n\nconst replicate = new Replicate({\n  baseUrl: "${base}/v1",\n  auth: process.env.REPLICATE_API_TOKEN,\n});\n`;
-  const [owner, name] = model.split("/");
-  if (kind === "training")
-    return `${head}const training = await replicate.trainings.create("${owner}", "${name}", "${version}", {\n  destination: "${destination}",\n  input: ${shown},\n});\nconsole.log(training.id);`;
-  return `${head}const output = await replicate.run("${model}:${version}", { input: ${shown} });\nconsole.log(output);`;
+  const training = kind === "training";
+  const shown = literal(input, "javascript", training ? "  " : "");
+  return [
+    "// npm install replicate",
+    ...(shown.includes("await readFile(") ? ['import { readFile } from "node:fs/promises";'] : []),
+    'import Replicate from "replicate";',
+    "",
+    "const replicate = new Replicate({",
+    `  baseUrl: "${base}/v1",`,
+    "  auth: process.env.REPLICATE_API_TOKEN,",
+    "});",
+    ...(training
+      ? [
+          `const [owner, name] = ${JSON.stringify(model)}.split("/");`,
+          `const training = await replicate.trainings.create(owner, name, "${version}", {`,
+          `  destination: "${destination}",`,
+          `  input: ${shown},`,
+          "});",
+          "console.log(training.id);",
+        ]
+      : [`const output = await replicate.run("${model}:${version}", { input: ${shown} });`, "console.log(output);"]),
+  ];
 }
 
 function curl({ base, kind, model, version, input, destination }) {
   const training = kind === "training";
   const body = training ? { destination, input } : { version, input };
-  const path = training ? `/v1/models/${model}/versions/${version}/trainings` : "/v1/predictions";
-  const wait = training ? "" : `  -H "Prefer: wait" \\\n`;
-  return `curl -s ${base}${path} \\\n  -H "Authorization: Bearer $REPLICATE_API_TOKEN" \\\n  -H "Content-Type: application/json" \\\n${wait}  -d '${quoted(literal(body, "curl", ""))}'`;
+  const path = training ? `models/${model}/versions/${version}/trainings` : "predictions";
+  return [
+    `curl -s ${base}/v1/${path} \\`,
+    `  -H "Authorization: Bearer $REPLICATE_API_TOKEN" \\`,
+    `  -H "Content-Type: application/json" \\`,
+    ...(training ? [] : [`  -H "Prefer: wait" \\`]),
+    `  -d '${quoted(literal(body, "curl", ""))}'`,
+  ];
 }
 
-export const LANGUAGES = { Python: python, JavaScript: javascript, curl };
+const LINES = { Python: python, JavaScript: javascript, curl };
+export const LANGUAGES = Object.keys(LINES);
+
+/** `request`: {base, kind, model, version, input, destination}. */
+export const codeIn = (language, request) => LINES[language](request).join("\n");

@@ -3,7 +3,7 @@ import { html } from "./lib.js";
 
 const WIDTH = 640;
 const HEIGHT = 200;
-const EDGE = { left: 56, right: 12, top: 12, bottom: 26 };
+const EDGE = { left: 72, right: 12, top: 12, bottom: 26 };
 const POINTS = 400; // more would not be seen
 
 function thinned(points) {
@@ -40,10 +40,12 @@ export function Curve({ points, total }) {
   const label = `Loss: ${number(first[1])} at step ${first[0]}, about ${number(end[1])} at step ${end[0]}`;
   return html`<figure class="curve">
     <svg viewBox=${`0 0 ${WIDTH} ${HEIGHT}`} role="img" aria-label=${label}>
-      ${[low, (low + high) / 2, high].map((loss) => html`<g key=${loss}>
+      ${[low, (low + high) / 2, high].map(
+        (loss) => html`<g key=${loss}>
         <line class="grid" x1=${EDGE.left} x2=${WIDTH - EDGE.right} y1=${y(loss)} y2=${y(loss)} />
         <text x=${EDGE.left - 8} y=${y(loss) + 4} text-anchor="end">${number(loss)}</text>
-      </g>`)}
+      </g>`,
+      )}
       <text x=${EDGE.left} y=${HEIGHT - 6}>step 1</text>
       <text x=${WIDTH - EDGE.right} y=${HEIGHT - 6} text-anchor="end">${last}</text>
       <polyline class="each" points=${line(seen)} />

@@ -4,7 +4,13 @@ import { html, useId } from "./lib.js";
 import { slides, stepOf } from "./schema.js";
 
 const range = ({ least, most }) =>
-  least !== null && most !== null ? `${least} to ${most}` : least !== null ? `${least} or more` : most !== null ? `up to ${most}` : "";
+  least !== null && most !== null
+    ? `${least} to ${most}`
+    : least !== null
+      ? `${least} or more`
+      : most !== null
+        ? `up to ${most}`
+        : "";
 
 const typed = (set) => (event) => set(event.target.value);
 

@@ -59,7 +59,8 @@ function Drop({ given, accept, multiple, take, children, share }) {
   </div>`;
 }
 
-const previewOf = (value) => value.preview ?? (/\.(png|jpe?g|webp|gif|avif)$|^data:image/i.test(value.url) ? shown(value.url) : null);
+const previewOf = (value) =>
+  value.preview ?? (/\.(png|jpe?g|webp|gif|avif)$|^data:image/i.test(value.url) ? shown(value.url) : null);
 
 function Held({ value, remove }) {
   const preview = previewOf(value);
@@ -103,7 +104,11 @@ export function PicturesControl({ field, value, set, given, separate = false }) 
     });
   }
   const held = files.length || value.pending ? [] : [value].flat().filter(Boolean);
-  if (held.length) return held.map((each) => html`<${Held} key=${each.url} value=${each} remove=${() => set(separate ? held.filter((other) => other !== each) : "")} />`);
+  if (held.length)
+    return held.map(
+      (each) =>
+        html`<${Held} key=${each.url} value=${each} remove=${() => set(separate ? held.filter((other) => other !== each) : "")} />`,
+    );
   const accept = separate ? field.accept : `image/*,.zip,.tar,.tgz,.gz,${BESIDE}`;
   return html`<${Drop} given=${given} accept=${accept} multiple=${true} take=${take} share=${share}>
     <p class="hint">${separate ? "Drop files here." : "Drop pictures here, or one .zip or .tar of them."}</p>

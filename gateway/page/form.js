@@ -31,14 +31,21 @@ function Rest({ fields, errors, one }) {
   const [open, setOpen] = useState(false);
   if (!fields.length) return null;
   const wrong = fields.some((field) => errors[field.name]);
-  const found = fields.filter((field) => `${field.name} ${field.label} ${field.help}`.toLowerCase().includes(word.toLowerCase()));
+  const found = fields.filter((field) =>
+    `${field.name} ${field.label} ${field.help}`.toLowerCase().includes(word.toLowerCase()),
+  );
   const groups = grouped(found);
   return html`<details class="rest" open=${open || wrong} onToggle=${(event) => setOpen(event.target.open)}>
     <summary>All settings <span class="hint">${fields.length} more</span></summary>
     <input type="search" class="find" placeholder="Find a setting" aria-label="Find a setting" value=${word}
       onInput=${(event) => setWord(event.target.value)}
       onKeyDown=${(event) => event.key === "Enter" && !event.ctrlKey && !event.metaKey && event.preventDefault()} />
-    ${[...groups].map(([name, group]) => html`<fieldset key=${name}><legend>${name}</legend><div class="fields">${group.map(one)}</div></fieldset>`)}
+    ${[...groups].map(
+      ([name, group]) => html`<fieldset key=${name}>
+        <legend>${name}</legend>
+        <div class="fields">${group.map(one)}</div>
+      </fieldset>`,
+    )}
     ${found.length === 0 && html`<p class="hint">No setting has this word.</p>`}
   </details>`;
 }

@@ -14,7 +14,10 @@ export function History() {
   return html`<section class="history">
     <h1>History</h1>
     <div class="choice" role="group" aria-label="What to show">
-      ${KINDS.map(([name, label]) => html`<button key=${name} type="button" aria-pressed=${name === kind} onClick=${() => setKind(name)}>${label}</button>`)}
+      ${KINDS.map(
+        ([name, label]) => html`<button key=${name} type="button" aria-pressed=${name === kind}
+        onClick=${() => setKind(name)}>${label}</button>`,
+      )}
     </div>
     <${Pages} key=${kind} path=${`/v1/${kind}`} />
   </section>`;
@@ -54,7 +57,8 @@ function Tile({ first }) {
   const place = `#${pathOf(job).replace("/v1", "")}`;
   const sentence = job.data_removed ? "Expired." : told(job);
   return html`<a class=${`tile ${job.status}`} href=${place}>
-    ${picture ? html`<img src=${shown(picture)} alt="" loading="lazy" decoding="async" />` : html`<span class="sentence">${words(job) || sentence}</span>`}
+    ${picture && html`<img src=${shown(picture)} alt="" loading="lazy" decoding="async" />`}
+    ${!picture && html`<span class="sentence">${words(job) || sentence}</span>`}
     <span class="title">${title(job)}</span>
     <time datetime=${job.created_at}>${new Date(job.created_at).toLocaleString()}</time>
   </a>`;

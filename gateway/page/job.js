@@ -25,7 +25,12 @@ export function Job({ first, again, start, tryIt, open = false }) {
     <footer>
       <p class="title">${open ? "" : html`<a href=${`#/${kindOf(job)}s/${job.id}`}>${title(job)}</a>`}</p>
       <${Facts} job=${job} />
-      ${again && !job.data_removed && html`<button type="button" class="quiet" onClick=${() => again(job)}>Use these parameters again</button>`}
+      ${
+        again &&
+        !job.data_removed &&
+        html`<button type="button" class="quiet"
+        onClick=${() => again(job)}>Use these parameters again</button>`
+      }
     </footer>
     <div class="folds">
       <${Parameters} job=${job} open=${open} />
@@ -50,11 +55,12 @@ function Status({ job, lost, setJob }) {
   const [error, setError] = useState("");
   const ended = ENDED.has(job.status);
   const at = bar(job.logs);
+  const share = job.status === "processing" && at ? at.done / Math.max(at.total, 1) : null;
   const stop = () => cancel(job).then(setJob, (problem) => setError(problem.message));
   return html`<header class="status">
     <p class=${job.status === "failed" ? "sentence error" : "sentence"}>${told(job)}</p>
     ${!ended && html`<button type="button" class="quiet" onClick=${stop}>Cancel</button>`}
-    ${!ended && html`<progress aria-label="Progress" value=${job.status === "processing" && at ? at.done / Math.max(at.total, 1) : null} max="1" />`}
+    ${!ended && html`<progress aria-label="Progress" value=${share} max="1" />`}
     ${lost && html`<p class="error" role="alert">${lost}</p>`}
     ${error && html`<p class="error" role="alert">${error}</p>`}
     <${Spoken} text=${spoken(job, at)} />
@@ -75,8 +81,10 @@ function Results({ job, start }) {
   if (words(job)) return html`<pre class="words" tabindex="0">${words(job)}</pre>`;
   const seed = seedOf(job);
   return html`<div class=${`pictures of-${Math.min(urls.length, 4)}`}>
-    ${urls.map((url, index) => html`<${Picture} key=${url.slice(0, 200) + index} url=${url} job=${job} start=${start}
-      seed=${seed === null ? null : seed + index} />`)}
+    ${urls.map(
+      (url, index) => html`<${Picture} key=${url.slice(0, 200) + index} url=${url} job=${job} start=${start}
+      seed=${seed === null ? null : seed + index} />`,
+    )}
   </div>`;
 }
 
@@ -109,10 +117,18 @@ function Training({ job, tryIt }) {
   return html`<div class="trained">
     <${Curve} points=${points} total=${bar(job.logs)?.total} />
     ${result?.grid && html`<${Samples} url=${result.grid} />`}
-    ${job.status === "succeeded" && html`<p class="actions">
-      ${tryIt && job.output?.version && html`<button type="button" class="primary" onClick=${() => tryIt(job.output.version)}>Try it</button>`}
+    ${
+      job.status === "succeeded" &&
+      html`<p class="actions">
+      ${
+        tryIt &&
+        job.output?.version &&
+        html`<button type="button" class="primary"
+        onClick=${() => tryIt(job.output.version)}>Try it</button>`
+      }
       ${weights && html`<a class="button" href=${shown(weights)} download>Download the weights</a>`}
-    </p>`}
+    </p>`
+    }
   </div>`;
 }
 
@@ -123,7 +139,13 @@ function Parameters({ job, open }) {
     <summary>Parameters</summary>
     <dl>
       ${entries.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd><${Value} value=${value} /></dd></div>`)}
-      ${seedOf(job) !== null && job.input.seed == null && html`<div><dt>seed</dt><dd>${seedOf(job)} <span class="hint">chosen</span></dd></div>`}
+      ${
+        seedOf(job) !== null &&
+        job.input.seed == null &&
+        html`<div>
+        <dt>seed</dt><dd>${seedOf(job)} <span class="hint">chosen</span></dd>
+      </div>`
+      }
       <div><dt>version</dt><dd class="code">${job.version}</dd></div>
       <div><dt>id</dt><dd class="code">${job.id}</dd></div>
       <div><dt>made</dt><dd>${new Date(job.created_at).toLocaleString()}</dd></div>

@@ -111,7 +111,9 @@ export function told(job) {
   const at = bar(job.logs);
   const sentences = {
     starting: "Waiting for a worker.",
-    processing: at ? `${training ? "Training" : "Drawing"}: step ${at.done} of ${at.total}.` : `${training ? "Preparing" : "Starting"}.`,
+    processing: at
+      ? `${training ? "Training" : "Drawing"}: step ${at.done} of ${at.total}.`
+      : `${training ? "Preparing" : "Starting"}.`,
     succeeded: `Done${seconds(job)}.`,
     failed: job.error || "It failed.",
     canceled: "Canceled.",

@@ -1,11 +1,11 @@
 // The present form as code.
-import { LANGUAGES } from "./code.js";
+import { LANGUAGES, codeIn } from "./code.js";
 import { html, useState } from "./lib.js";
 
 export function CodePanel({ request }) {
   const [language, setLanguage] = useState("Python");
   const [copied, setCopied] = useState("");
-  const text = LANGUAGES[language](request);
+  const text = codeIn(language, request);
   const copy = () =>
     navigator.clipboard.writeText(text).then(
       () => setCopied("Copied."),
@@ -14,8 +14,10 @@ export function CodePanel({ request }) {
   return html`<details class="panel">
     <summary>As code</summary>
     <div class="choice" role="group" aria-label="Language">
-      ${Object.keys(LANGUAGES).map((name) => html`<button key=${name} type="button" aria-pressed=${name === language}
-        onClick=${() => (setLanguage(name), setCopied(""))}>${name}</button>`)}
+      ${LANGUAGES.map(
+        (name) => html`<button key=${name} type="button" aria-pressed=${name === language}
+        onClick=${() => (setLanguage(name), setCopied(""))}>${name}</button>`,
+      )}
       <button type="button" class="quiet" onClick=${copy}>Copy</button>
       <span role="status" class="hint">${copied}</span>
     </div>

@@ -6,14 +6,19 @@ const COMPONENT = { prediction: "Input", training: "TrainingInput" };
 // its first inputs.
 const USUAL = {
   prediction:
-    "prompt negative_prompt aspect_ratio num_outputs num_inference_steps guidance_scale width height image mask prompt_strength seed".split(" "),
+    "prompt negative_prompt aspect_ratio num_outputs num_inference_steps guidance_scale width height image mask prompt_strength seed".split(
+      " ",
+    ),
   training: "input_images token_string caption_prefix max_train_steps resolution lora_rank seed".split(" "),
 };
 const FIRST = 8;
 const GROUPS = [
   ["Refiner", /refine|high_noise|aesthetic/],
   ["Fine-tuned weights", /^(replicate_weights|lora_scales?|lora_weights|token_pooling|few_step)$|api_token$/],
-  ["Learning", /_lr$|^lr_|learning_rate|lora_|pivot|optimizer|grad|snr|noise_offset|dropout|ema|epochs|batch|is_lora|num_tokens/],
+  [
+    "Learning",
+    /_lr$|^lr_|learning_rate|lora_|pivot|optimizer|grad|snr|noise_offset|dropout|ema|epochs|batch|is_lora|num_tokens/,
+  ],
   ["Pictures to learn from", /mask_target|crop_based|face|clipseg|buckets|filetype|class_|prior_loss|verbose/],
   ["Checkpoints and samples", /checkpoint|sample|resume/],
   ["Mask", /^mask_/],
@@ -53,7 +58,10 @@ function described(name, property) {
   const kind = kindOf(name, property, help);
   return {
     name,
-    label: name.replace(/^num_/, "").replaceAll("_", " ").replace(/^./, (letter) => letter.toUpperCase()),
+    label: name
+      .replace(/^num_/, "")
+      .replaceAll("_", " ")
+      .replace(/^./, (letter) => letter.toUpperCase()),
     help,
     kind,
     of: property.items?.type,
@@ -97,7 +105,8 @@ export function valuesOf(fields, input = {}) {
   return values;
 }
 
-const blank = (field) => (field.initial === null ? (field.kind === "switch" ? false : "") : shownAs(field, field.initial));
+const blank = (field) =>
+  field.initial === null ? (field.kind === "switch" ? false : "") : shownAs(field, field.initial);
 
 function shownAs(field, value) {
   if (field.kind === "list") return value.join("\n");
@@ -129,6 +138,9 @@ function sent(field, value) {
   if (field.kind === "file" || field.kind === "archive") return value.url ?? null;
   if (field.kind === "files") return value.length ? value.map((each) => each.url) : null;
   if (field.kind !== "list") return value;
-  const lines = value.split("\n").map((line) => line.trim()).filter(Boolean);
+  const lines = value
+    .split("\n")
+    .map((line) => line.trim())
+    .filter(Boolean);
   return lines.map((line) => (field.of === "string" ? line : Number(line)));
 }

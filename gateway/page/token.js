@@ -2,6 +2,9 @@
 import { forgetToken, keepToken, token } from "./api.js";
 import { html, useEffect, useRef, useState } from "./lib.js";
 
+const ASKED = "The gateway printed a token when it started; paste it here.";
+const REFUSED = "The gateway does not take this token; give another.";
+
 /** `wanted`: the API asks for one. `done` is called when there is a new one, `close` when it is put away. */
 export function TokenDialog({ wanted, done, close }) {
   const dialog = useRef(null);
@@ -20,10 +23,11 @@ export function TokenDialog({ wanted, done, close }) {
   return html`<dialog class="ask" ref=${dialog} onClose=${close} aria-labelledby="token-title">
     <form onSubmit=${save}>
       <h2 id="token-title">Token</h2>
-      <p>${wanted && token() ? "The gateway does not take this token; give another." : "The gateway printed a token when it started; paste it here."}</p>
+      <p>${wanted && token() ? REFUSED : ASKED}</p>
       <label for="token">Token</label>
       <input id="token" type="password" autocomplete="off" required value=${value} onInput=${(event) => setValue(event.target.value)} />
-      <label class="line"><input type="checkbox" checked=${remember} onChange=${(event) => setRemember(event.target.checked)} /> Keep it on this device</label>
+      <label class="line"><input type="checkbox" checked=${remember}
+        onChange=${(event) => setRemember(event.target.checked)} /> Keep it on this device</label>
       <p class="actions">
         <button class="primary">Use it</button>
         ${token() && html`<button type="button" onClick=${forget}>Forget the present one</button>`}

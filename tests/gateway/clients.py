@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import replicate
+from replicate.client import Client
 
 from tests.conftest import ROOT
 
@@ -37,9 +37,9 @@ print(json.dumps(result), end="")
 
 
 @cache
-def client(url: str, token: str) -> replicate.Client:
+def client(url: str, token: str) -> Client:
     """One for all tests: it has no way to be closed, so its connections are closed beside it."""
-    made = replicate.Client(base_url=url, api_token=token)
+    made = Client(base_url=url, api_token=token)
     made.poll_interval = 0.05
     atexit.register(made._client.close)
     return made
@@ -52,7 +52,7 @@ class Address:
     url: str
     token: str
 
-    def python1(self, url: str | None = None, token: str | None = None) -> replicate.Client:
+    def python1(self, url: str | None = None, token: str | None = None) -> Client:
         """The first major version of the Python client, in this process."""
         return client(url or self.url, token or self.token)
 

@@ -82,8 +82,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(folder: Path, **variables: str) -> Iterator[Gateway]:
-    """A gateway without workers; variables are its settings."""
+def running(folder: Path, *, with_worker: bool = False, **variables: str) -> Iterator[Gateway]:
+    """A gateway without workers, or with the one of its own; variables are its settings."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     settings = {
@@ -99,7 +99,7 @@ def running(folder: Path, **variables: str) -> Iterator[Gateway]:
     }
     gateway = Gateway(settings.get("GATEWAY_URL", url), TOKEN, folder, settings)
     try:
-        process = gateway.start("gateway", "gateway.serve", "--no-worker")
+        process = gateway.start("gateway", "gateway.serve", *([] if with_worker else ["--no-worker"]))
 
         def ready() -> bool:
             assert process.poll() is None, gateway.log("gateway")

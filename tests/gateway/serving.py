@@ -11,6 +11,8 @@ from typing import Any
 
 import uvicorn
 
+from gateway.protocol import configured
+
 
 @contextmanager
 def served(make: Callable[[str], Any]) -> Iterator[str]:
@@ -20,8 +22,7 @@ def served(make: Callable[[str], Any]) -> Iterator[str]:
     bound = socket.create_server(("127.0.0.1", 0), backlog=2048)
     with socket.socket(fileno=bound.detach()) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        config = uvicorn.Config(make(url), log_config=None, access_log=False, timeout_graceful_shutdown=2)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(configured(make(url), grace=2))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         while not server.started and thread.is_alive():

@@ -80,7 +80,12 @@ def standing(folder: Path, *, output: dict[str, Any] | None = None, **settings: 
     made: list[Settings] = []
 
     def make(url: str) -> Any:
-        own = {"public_url": url, "port": int(url.rpartition(":")[2]), "token": TOKEN, "worker_token": WORKER_TOKEN}
+        own: dict[str, Any] = {
+            "public_url": url,
+            "port": int(url.rpartition(":")[2]),
+            "token": TOKEN,
+            "worker_token": WORKER_TOKEN,
+        }
         own |= {"database": f"sqlite:///{folder}/gateway.db", "files": str(folder / "files"), **settings}
         made.append(replace(Settings(), **own).checked())
         return create_app(made[0])
@@ -91,7 +96,7 @@ def standing(folder: Path, *, output: dict[str, Any] | None = None, **settings: 
         httpx.Client(base_url=url, headers={"Authorization": f"Bearer {WORKER_TOKEN}"}, timeout=60) as worker,
         httpx.Client(base_url=url, timeout=60) as nobody,
     ):
-        about = {"worker": "w", "model": "me/painter", "hardware": "cpu", "cog_version": "0.23.1"}
+        about: dict[str, Any] = {"worker": "w", "model": "me/painter", "hardware": "cpu", "cog_version": "0.23.1"}
         about |= {"pools": ["predict", "train"]}
         weights = {"type": "object", "properties": {"weights": FILE}}
         documents = {"predict": schema("", output or {"type": "array", "items": FILE})}

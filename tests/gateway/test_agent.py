@@ -91,7 +91,7 @@ class Shop:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     with running(
-        tmp_path_factory.mktemp("agent"), GATEWAY_OUTPUT="url", GATEWAY_PRIVATE_INPUTS="1", GATEWAY_ATTEMPTS="2"
+        tmp_path_factory.mktemp("agent"), GATEWAY_OUTPUT_MODE="url", GATEWAY_PRIVATE_INPUTS="1", GATEWAY_ATTEMPTS="2"
     ) as gateway:
         yield Shop(gateway)
 
@@ -213,7 +213,7 @@ def end(agent: psutil.Process) -> None:
 
 
 def alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
 
 
 def test_what_ends_while_the_gateway_is_away_arrives(shop: Shop, agent: psutil.Process) -> None:

@@ -1,8 +1,7 @@
-"""The API as its clients depend on it, beyond what the clients themselves show."""
+"""Predictions as their clients depend on them, beyond what the clients themselves show."""
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -10,55 +9,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from starlette.routing import Route
 
 from gateway import app
 from gateway.app import API
-from gateway.settings import Settings, SettingsError
-from tests.gateway.standing import FILE, TOKEN, Standing, schema, standing
+from tests.gateway.asking import cancel
+from tests.gateway.standing import TOKEN, Standing, standing
 
 MISSING = "a" * 26
-TRAINING = {"TrainingInput": {"type": "object", "properties": {"images": FILE}, "required": ["images"]}}
-ZIP = "https://example.com/a.zip"
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standing]:
     with standing(tmp_path_factory.mktemp("api")) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def trainer(here: Standing) -> str:
-    """A version that can be trained."""
-    return register(here, "me/trainer", TRAINING)
-
-
-def register(here: Standing, model: str, more: dict[str, Any]) -> str:
-    """A model whose schema has these components too; its version."""
-    document = schema("", {"type": "string"})
-    document["components"]["schemas"] |= more
-    about = {
-        "worker": "t",
-        "model": model,
-        "pools": ["train"],
-        "schema": {"predict": document, "train": document if more else None},
-    }
-    return str(here.worker.post("/_worker/register", json=about).json()["base"])
-
-
-def finish(here: Standing, job: dict[str, Any], **news: Any) -> dict[str, Any]:
-    """Play the worker for one job."""
-    claimed = here.claim()
-    assert claimed["id"] == job["id"]
-    assert here.report(claimed, status="succeeded", **news).status_code == 200
-    return dict(here.client.get(job["urls"]["get"]).json())
-
-
-def cancel(here: Standing, job: dict[str, Any]) -> dict[str, Any]:
-    return dict(here.client.post(job["urls"]["cancel"]).json())
 
 
 # Creating
@@ -83,12 +48,6 @@ def test_every_reference_runs_the_same_version(here: Standing) -> None:
 def test_versions_that_are_not_there(here: Standing, version: str) -> None:
     answer = here.create(version=version)
     assert (answer.status_code, answer.json()["title"]) == (422, "Invalid version or not permitted")
-
-
-def test_a_version_is_found_under_its_own_model_only(here: Standing, trainer: str) -> None:
-    assert here.create(version=f"me/painter:{trainer}").status_code == 422
-    assert here.client.get(f"/v1/models/me/painter/versions/{trainer}").status_code == 404
-    assert here.client.get(f"/v1/models/me/trainer/versions/{trainer}").json()["id"] == trainer
 
 
 @pytest.mark.parametrize(
@@ -264,188 +223,6 @@ def test_what_is_not_there(here: Standing, kind: str) -> None:
         assert (answer.status_code, answer.json()["title"]) == (404, "Not found")
 
 
-# Trainings, models, deployments
-
-
-def train(here: Standing, version: str, destination: str, **given: Any) -> httpx.Response:
-    body = {"destination": destination, "input": {"images": ZIP, **given}}
-    return here.client.post(f"/v1/models/me/trainer/versions/{version}/trainings", json=body)
-
-
-def test_a_training_makes_a_version_of_its_destination(here: Standing, trainer: str) -> None:
-    """Which is made with it if it is the account's; it is a 404 in Replicate's words if it is somebody else's."""
-    job = train(here, trainer, "my-name/mine").json()
-    assert (job["model"], job["destination"], job["status"]) == ("me/trainer", "my-name/mine", "starting")
-    asked = {"worker": "t", "base": trainer, "pools": ["train"], "wait": 0}
-    claimed = here.worker.post("/_worker/claim", json=asked).json()
-    assert (claimed["id"], claimed["destination"]) == (job["id"], "my-name/mine")
-    place = f"/_worker/jobs/{job['id']}/files/0"
-    asked = {"fence": claimed["fence"], "name": "w.tar", "keep": 1}
-    weights = here.worker.put(place, params=asked, content=b"w").json()["url"]
-    here.report(claimed, status="succeeded", output={"weights": weights})
-    ended = here.client.get(job["urls"]["get"], headers={"User-Agent": "replicate-python/1.0.7"}).json()
-    name, _, version = ended["output"]["version"].partition(":")
-    assert (name, ended["output"]["weights"]) == ("my-name/mine", weights)
-    model = here.client.get("/v1/models/my-name/mine").json()
-    assert (model["latest_version"]["id"], model["visibility"]) == (version, "private")
-    assert here.client.get(f"/v1/files/{weights.split('/')[-2]}").json()["expires_at"] is None
-
-    run = here.client.post("/v1/models/my-name/mine/predictions", json={"input": {"prompt": "x"}}).json()
-    asked = {"worker": "t", "base": trainer, "pools": ["predict"], "wait": 0}
-    claimed = here.worker.post("/_worker/claim", json=asked).json()
-    assert claimed["id"] == run["id"]
-    assert claimed["input"] == {"prompt": "x", "replicate_weights": weights}
-    assert claimed["weights_key"]
-    cancel(here, run)
-
-    assert here.client.delete("/v1/models/my-name/mine").status_code == 422
-    assert here.client.delete(f"/v1/models/my-name/mine/versions/{version}").status_code == 204
-    assert here.create(version=version).status_code == 422
-    assert here.client.delete("/v1/models/my-name/mine").status_code == 204
-    assert here.client.get("/v1/models/my-name/mine").status_code == 404
-
-
-def test_destinations_that_are_none(here: Standing, trainer: str) -> None:
-    answer = train(here, trainer, "somebody/else")
-    assert answer.status_code == 404
-    assert answer.json()["detail"] == "The specified training destination does not exist"
-    for name in ("nothing", "My-Name/x", "my-name/x/y", "my-name/..", "my-name/\0"):
-        assert train(here, trainer, name).status_code == 422
-    assert train(here, trainer, "my-name/new", images="/etc/passwd").status_code == 422
-    assert here.client.get("/v1/models/my-name/new").status_code == 404
-    assert train(here, here.version, "my-name/new").status_code == 404
-
-
-def test_a_version_that_cannot_be_trained(here: Standing) -> None:
-    version = register(here, "me/plain", {})
-    path = f"/v1/models/me/plain/versions/{version}/trainings"
-    answer = here.client.post(path, json={"destination": "my-name/x", "input": {}})
-    assert answer.status_code == 422
-    assert "is not for trainings" in answer.json()["detail"]
-
-
-def test_models_are_made_changed_found_and_removed(here: Standing) -> None:
-    body = {"owner": "my-name", "name": "toast", "visibility": "private", "hardware": "cpu", "description": "a toaster"}
-    made = here.client.post("/v1/models", json=body)
-    assert (made.status_code, made.json()["description"], made.json()["latest_version"]) == (201, "a toaster", None)
-    assert here.client.post("/v1/models", json=body).status_code == 422
-    assert here.client.post("/v1/models", json={**body, "owner": "me"}).status_code == 403
-    changed = here.client.patch(
-        "/v1/models/my-name/toast", json={"description": "b\0", "readme": "# hi", "paper_url": "x"}
-    )
-    assert (changed.json()["description"], changed.json()["paper_url"]) == ("b", "x")
-    assert here.client.get("/v1/models/my-name/toast/readme").text == "# hi"
-    for words in ("toast b", '"toast b"'):
-        (found,) = here.client.request("QUERY", "/v1/models", content=words).json()["results"]
-        assert found["name"] == "toast"
-    (found,) = here.client.get("/v1/search", params={"query": "toast"}).json()["models"]
-    assert found["model"]["name"] == "toast"
-    assert here.client.patch("/v1/models/me/painter", json={}).status_code == 403
-    assert here.client.post("/v1/models/my-name/toast/predictions", json={"input": {}}).status_code == 404
-    assert here.client.delete("/v1/models/my-name/toast").status_code == 204
-
-
-def test_a_deployment_is_a_name_that_can_be_changed(here: Standing, trainer: str) -> None:
-    body = {"name": "live", "model": "me/painter", "version": here.version, "hardware": "cpu", "max_instances": 2}
-    made = here.client.post("/v1/deployments", json=body)
-    release = made.json()["current_release"]
-    assert (made.status_code, release["number"], release["version"]) == (201, 1, here.version)
-    assert release["configuration"] == {"hardware": "cpu", "min_instances": 0, "max_instances": 2}
-    assert here.client.post("/v1/deployments", json=body).status_code == 422
-    path = "/v1/deployments/my-name/live"
-    job = here.client.post(f"{path}/predictions", json={"input": {}}).json()
-    assert (job["version"], job["deployment"]) == (here.version, "my-name/live")
-    cancel(here, job)
-    changed = here.client.patch(path, json={"model": "me/trainer"}).json()["current_release"]
-    assert (changed["number"], changed["version"], changed["configuration"]["max_instances"]) == (2, trainer, 2)
-    assert here.client.patch(path, json={"min_instances": 3}).status_code == 422
-    assert here.client.patch(path, json={"version": "b" * 64}).status_code == 422
-    assert [each["name"] for each in here.client.get("/v1/deployments").json()["results"]] == ["live"]
-    assert here.client.delete(path).status_code == 204
-    assert here.client.get(path).status_code == 404
-
-
-# Files
-
-
-def test_a_file_is_kept_with_its_sums(here: Standing) -> None:
-    fields = {"metadata": json.dumps({"who": "me"}), "filename": "b.txt", "type": "text/plain"}
-    made = here.client.post("/v1/files", files={"content": ("a.bin", b"hello")}, data=fields)
-    file = made.json()
-    assert (made.status_code, file["name"], file["content_type"], file["size"]) == (201, "b.txt", "text/plain", 5)
-    assert file["metadata"] == {"who": "me"}
-    assert here.client.get(file["urls"]["get"]).json() == file
-    blob = ("blob", json.dumps({"who": "you"}), "application/json")  # as JavaScript sends it
-    other = here.client.post("/v1/files", files={"content": ("a", b""), "metadata": blob}).json()
-    assert (other["metadata"], other["size"]) == ({"who": "you"}, 0)
-    answer = here.anonymous("GET", file["urls"]["download"])
-    assert (answer.content, answer.headers["accept-ranges"]) == (b"hello", "bytes")
-    assert answer.headers["content-disposition"].startswith('attachment; filename="b.txt"')
-    again = here.anonymous("GET", file["urls"]["download"], headers={"If-None-Match": answer.headers["etag"]})
-    assert again.status_code == 304
-    assert here.client.delete(f"/v1/files/{file['id']}").status_code == 204
-    for path in (f"/v1/files/{file['id']}", file["urls"]["download"]):
-        assert here.client.get(path).status_code == 404
-
-
-@pytest.mark.parametrize(
-    ("wanted", "status", "content", "place"),
-    [
-        ("bytes=0-1", 206, b"he", "bytes 0-1/5"),
-        ("bytes=3-", 206, b"lo", "bytes 3-4/5"),
-        ("bytes=-2", 206, b"lo", "bytes 3-4/5"),
-        ("bytes=-9", 206, b"hello", "bytes 0-4/5"),
-        ("bytes=1-900", 206, b"ello", "bytes 1-4/5"),
-        ("bytes=5-", 416, None, "bytes */5"),
-        ("bytes=-0", 416, None, "bytes */5"),
-        ("bytes=3-1", 200, b"hello", None),
-        ("bytes=0-1,3-4", 200, b"hello", None),
-        ("lines=1-2", 200, b"hello", None),
-    ],
-)
-def test_parts_of_files(here: Standing, wanted: str, status: int, content: bytes | None, place: str | None) -> None:
-    url = here.upload(b"hello")["urls"]["download"]
-    answer = here.anonymous("GET", url, headers={"Range": wanted})
-    assert (answer.status_code, answer.headers.get("content-range")) == (status, place)
-    assert content is None or answer.content == content
-    head = here.anonymous("HEAD", url, headers={"Range": wanted})
-    assert (head.status_code, head.content) == (status, b"")
-    assert content is None or head.headers["content-length"] == str(len(content))
-
-
-@pytest.mark.parametrize(
-    ("options", "status"),
-    [
-        ({"json": {}}, 415),
-        ({"data": {"x": "y"}, "files": {"other": b""}}, 422),
-        ({"files": {"content": b"x"}, "data": {"metadata": "{"}}, 400),
-        ({"files": {"content": b"x"}, "data": {"metadata": "[]"}}, 422),
-        ({"files": [("content", b"x")] * 20}, 400),
-    ],
-)
-def test_forms_that_are_none(here: Standing, options: dict[str, Any], status: int) -> None:
-    assert here.client.post("/v1/files", **options).status_code == status
-
-
-# The rest
-
-
-def test_what_is_kept_for_a_time_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "CLEAN", 0.1)
-    with standing(tmp_path, keep=0.5) as found:
-        job = finish(found, found.create(input={"prompt": "x"}).json(), output=["done"], logs="log")
-        file = found.upload(b"x")
-        assert list(Path(found.settings.files).glob("*/*"))
-        for _ in range(100):
-            if not list(Path(found.settings.files).glob("*/*")):
-                break
-            time.sleep(0.1)
-        gone = found.client.get(job["urls"]["get"]).json()
-        assert (gone["data_removed"], gone["input"], gone["output"], gone["logs"]) == (True, {}, None, "")
-        assert gone["status"] == "succeeded"
-        assert found.anonymous("GET", file["urls"]["download"]).status_code == 404
-
-
 def test_it_says_how_it_is(here: Standing) -> None:
     assert here.anonymous("GET", "/healthz").text == "ok"
     assert here.anonymous("GET", "/readyz").text == "ready"
@@ -469,29 +246,3 @@ def test_its_description_is_what_is_served(here: Standing) -> None:
         "/v1/files/{file_id}/{name:path}", "/v1/files/streams/{job_id}/{secret}", "/v1/streams/{job_id}/{secret}",
         "/v1/openapi.json",
     }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
-        ("GATEWAY_PORT", "http", "not a whole number"),
-        ("GATEWAY_PORT", "70000", "between 0 and 65535"),
-        ("GATEWAY_OUTPUT_MODE", "inline", "auto, url, data"),
-        ("GATEWAY_PUBLIC_URL", "gateway.example", "http"),
-        ("GATEWAY_ACCOUNT", "Me", "small letters"),
-        ("GATEWAY_CREATE_DESTINATIONS", "perhaps", "yes or no"),
-        ("GATEWAY_WEBHOOK_PORTS", "80,x", "port numbers"),
-        ("GATEWAY_HOST", "0.0.0.0", "GATEWAY_TOKEN"),
-        ("GATEWAY_WORKER_TOKEN", "short", "random characters"),
-    ],
-)
-def test_settings_that_make_no_sense_are_named(name: str, value: str, said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
-        Settings.read({name: value})
-
-
-def test_settings_come_from_the_environment() -> None:
-    found = Settings.read({"GATEWAY_HOST": "::1", "GATEWAY_WEBHOOK_PORTS": "8080 9090", "GATEWAY_KEEP": "60"})
-    assert found.public_url == "http://[::1]:8000"
-    assert found.webhooks.ports == {8080, 9090}
-    assert (found.keep, found.webhooks.loopback) == (60.0, True)

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ from tests.conftest import ROOT
 from tests.gateway.clients import Address
 from tests.gateway.running import TOY, Gateway, free_port, running, until
 from tests.gateway.standing import TOKEN, standing
-from tests.gateway.test_conformance_protocol import begin
+from tests.gateway.test_conformance_protocol import begin, reached
 from tests.gateway.tls import certificate
 
 EXAMPLES = str(ROOT / "examples")
@@ -41,12 +42,12 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, 
     variables = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"), authority)
     variables["GATEWAY_PRIVATE_INPUTS"] = "1"
     url = f"https://127.0.0.1:{outer}"
-    with running(folder, PORT=str(plain), GATEWAY_URL=url, **variables) as gateway:
+    with running(folder, with_worker=False, PORT=str(plain), GATEWAY_URL=url, **variables) as gateway:
         gateway.start("proxy", "tests.gateway.tls", str(outer), str(plain), str(folder))
         gateway.start("files", "http.server", "--bind", "127.0.0.1", "--directory", EXAMPLES, str(files))
         gateway.start("web", "tests.gateway.tls", str(web), str(files), str(folder))
         for port in (outer, web, files):
-            until(lambda port=port: listens(port))
+            until(partial(listens, port))
         with pytest.MonkeyPatch.context() as patch:
             for name, value in variables.items():
                 patch.setenv(name, value)
@@ -120,7 +121,7 @@ def test_c16_a_client_waits_through_the_death_of_the_gateway(toy: Gateway) -> No
     """Queued, running, and ended meanwhile: each ends once, and nobody who polls meets a refused connection."""
     version = toy.curl("/v1/models/local/toy").json()["latest_version"]["id"]
     running_, queued = begin(toy, version, seconds=1.0, text="one"), begin(toy, version, text="two")
-    until(lambda: running_.reload() or running_.status == "processing")
+    until(lambda: reached(running_, "processing"))
     (front,) = [
         process
         for process in psutil.Process(toy.processes[0].pid).children(recursive=True)
@@ -129,7 +130,8 @@ def test_c16_a_client_waits_through_the_death_of_the_gateway(toy: Gateway) -> No
     threading.Timer(0.2, os.kill, (front.pid, signal.SIGKILL)).start()
     for prediction in (running_, queued):
         prediction.wait()
-        assert (prediction.status, len(prediction.output)) == ("succeeded", 1)
+        assert prediction.status == "succeeded"
+        assert len(prediction.output or []) == 1
 
 
 # C18
@@ -143,7 +145,7 @@ def test_c18_what_is_old_is_removed_and_trained_weights_stay(tmp_path: Path) -> 
         put = here.worker.put(f"/_worker/jobs/{job['id']}/files/0?fence={job['fence']}&name=0.png", content=b"picture")
         lost = urlsplit(put.json()["url"]).path
         assert here.report(job, status="succeeded", output=[put.json()["url"]], logs="said").status_code == 200
-        python1.trainings.create(f"me/painter:{here.version}", {"prompt": "x"}, "my-name/kept")  # type: ignore[misc]
+        python1.trainings.create(f"me/painter:{here.version}", {"prompt": "x"}, "my-name/kept")
         asked = {"worker": "w", "base": here.version, "pools": ["train"], "warm": [], "wait": 1}
         job = here.worker.post("/_worker/claim", json=asked).json()
         path = f"/_worker/jobs/{job['id']}/files/0?fence={job['fence']}&name=trained_model.tar&keep=1"
@@ -172,11 +174,11 @@ def test_c20_jobs_of_one_fine_tune_follow_each_other(toy: Gateway) -> None:
         toy.python1().files.create(path).urls["get"] for path in sorted(Path(__file__).parent.glob("test_*.py"))[:7]
     ]
     blocking = begin(toy, version, seconds=60)
-    until(lambda: blocking.reload() or blocking.status == "processing")
+    until(lambda: reached(blocking, "processing"))
     jobs = [begin(toy, version, replicate_weights=url) for _ in range(3) for url in files]
     blocking.cancel()
     for job in jobs:
         job.wait()
     assert {job.status for job in jobs} == {"succeeded"}
-    order = [job.input["replicate_weights"] for job in sorted(jobs, key=lambda job: job.started_at or "")]
+    order = [(job.input or {})["replicate_weights"] for job in sorted(jobs, key=lambda job: job.started_at or "")]
     assert sum(one != other for one, other in pairwise(order)) <= 8

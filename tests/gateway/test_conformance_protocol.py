@@ -7,12 +7,14 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from replicate.exceptions import ModelError, ReplicateError
 from replicate.prediction import Prediction
+from replicate.training import Training
 from replicate.webhook import Webhooks
 
 from tests.gateway.clients import Answer
@@ -30,16 +32,23 @@ def version(toy: Gateway) -> str:
 
 def begin(toy: Gateway, version: str, **asked: Any) -> Prediction:
     """A prediction that nobody waits for."""
-    return toy.python1().predictions.create(version=version, input=asked)
+    made: Prediction = toy.python1().predictions.create(version=version, input=asked)
+    return made
 
 
 def post(toy: Gateway, version: str, *options: str, **asked: Any) -> Answer:
     return toy.curl("/v1/predictions", *options, body={"version": version, "input": asked})
 
 
+def reached(job: Prediction | Training, *statuses: str) -> bool:
+    """Whether it has come to one of these."""
+    job.reload()
+    return job.status in statuses
+
+
 def started(prediction: Prediction) -> Prediction:
     """Once a worker is at it."""
-    until(lambda: prediction.reload() or prediction.status != "starting")
+    until(lambda: reached(prediction, "processing", "succeeded"))
     return prediction
 
 
@@ -311,7 +320,7 @@ def test_c11_streams_of_the_failed_and_the_canceled_end(toy: Gateway, version: s
     assert events[-1].event.value == "done"
     assert json.loads(events[-1].data) == {"reason": "canceled"}
     assert all(event.id for event in events)
-    url = begin(toy, version, text="x").urls["stream"]
+    url = post(toy, version, text="x").json()["urls"]["stream"]
     answer = toy.curl(url, "-N", "-H", "Accept: text/event-stream", token="")
     assert answer.headers["content-type"].startswith("text/event-stream")
     events_text = [event for event in answer.content.decode().split("\n\n") if event and not event.startswith(":")]
@@ -337,14 +346,14 @@ def test_c12_trainings_in_every_spelling_get_list_and_cancel(toy: Gateway, versi
     made = [
         python1.trainings.create(version=f"{TOY}:{version}", **given),
         python1.trainings.create(model=TOY, version=version, **given),
-        python1.trainings.create(f"{TOY}:{version}", given["input"], given["destination"]),  # type: ignore[misc]
+        python1.trainings.create(f"{TOY}:{version}", given["input"], given["destination"]),
     ]
     for training in made:
-        until(lambda training=training: training.reload() or training.status == "succeeded")
+        until(partial(reached, training, "succeeded"))
         assert training.output["version"].startswith("my-name/spelt:")
         assert training.destination == "my-name/spelt"
         assert toy.curl(training.output["weights"], token="").status == 200
-    slow = python1.trainings.create(f"{TOY}:{version}", {**given["input"], "seconds": 60}, "my-name/spelt")  # type: ignore[misc]
+    slow = python1.trainings.create(f"{TOY}:{version}", {**given["input"], "seconds": 60}, "my-name/spelt")
     slow.cancel()
     assert python1.trainings.get(slow.id).status == "canceled"
     assert {each.id for each in (*made, slow)} <= {each.id for each in python1.trainings.list()}
@@ -361,7 +370,7 @@ return [one.status, canceled.status, (await replicate.trainings.list()).results.
 def test_c12_a_destination_of_somebody_else_is_404(toy: Gateway, version: str) -> None:
     url = toy.python1().files.create(Path(__file__)).urls["get"]
     with pytest.raises(ReplicateError) as caught:
-        toy.python1().trainings.create(f"{TOY}:{version}", {"input_images": url}, "some-body/model")  # type: ignore[misc]
+        toy.python1().trainings.create(f"{TOY}:{version}", {"input_images": url}, "some-body/model")
     assert (caught.value.status, caught.value.detail) == (404, "The specified training destination does not exist")
 
 

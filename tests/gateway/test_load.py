@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.gateway import Amount, creates, crowd, model_starts, running, starts
+from tests.conftest import ROOT
 
 SOME = Amount(runs=5, starts=30, creates=1500, pollers=300, streams=50, seconds=10)
+
+
+def test_more_connections_than_the_usual_limit_of_open_files() -> None:
+    code = "from gateway.front import *; open_more_files(); print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    run = ["sh", "-c", 'ulimit -Sn 100; exec "$0" -c "$1"', sys.executable, code]
+    assert int(subprocess.run(run, capture_output=True, check=True, cwd=ROOT).stdout) > 1024
 
 
 @pytest.mark.soak

@@ -110,6 +110,45 @@ def test_a_body_that_says_it_is_too_large_is_not_waited_for(here: Standing) -> N
             assert b" 413 " in connection.recv(4096)
 
 
+ENDLESS = {"a header": b"X: ", "headers": b"", "an address": b""}
+
+
+@pytest.mark.parametrize("what", list(ENDLESS))
+def test_a_head_that_never_ends_is_cut_off_before_any_token_is_asked_for(here: Standing, what: str) -> None:
+    host, port = here.url.removeprefix("http://").split(":")
+    piece = b"X-A: b\r\n" * 1000 if what == "headers" else b"a" * 8000
+    head = b"GET /" if what == "an address" else b"GET /v1/account HTTP/1.1\r\nHost: a\r\n" + ENDLESS[what]
+
+    def flood() -> None:
+        for _ in range(10_000):
+            connection.sendall(piece)
+
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(head)
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            flood()
+
+
+def test_a_head_that_comes_too_slowly_is_not_waited_for(here: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.protocol.PATIENCE", 0.2)
+    host, port = here.url.removeprefix("http://").split(":")
+    bad, good = b"HTTP/1.1 400 Bad Request", b"HTTP/1.1 200 OK"
+    asked = {b"": b"", b"GET / HTTP/1.1\r\n": bad, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\nGET": good}
+    for sent, answer in asked.items():
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(sent)
+            said = b"".join(iter(lambda: connection.recv(4096), b""))
+        assert said.partition(b"\r\n")[0] == answer
+
+
+def test_a_large_body_is_no_large_head(here: Standing) -> None:
+    text = "a" * 3 * 2**20
+    answers = [here.create(input={"prompt": text}) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [201] * 3
+    for answer in answers:
+        here.client.post(f"/v1/predictions/{answer.json()['id']}/cancel")
+
+
 def endless() -> Iterator[bytes]:
     """A body in chunks that states no length: 200 MiB."""
     yield b'--b\r\nContent-Disposition: form-data; name="content"; filename="a"\r\n\r\n'
@@ -327,6 +366,14 @@ def test_nothing_listens_beyond_this_machine_without_a_token() -> None:
         with pytest.raises(SettingsError, match="TOKEN"):
             Settings(host=host, token="short").checked()
         Settings(host=host, token=TOKEN).checked()
+
+
+def test_nor_is_a_gateway_behind_a_proxy_one_for_this_machine_alone() -> None:
+    with pytest.raises(SettingsError, match="TOKEN"):
+        Settings(public_url="https://sdxl.example.com").checked()
+    behind = Settings(public_url="https://sdxl.example.com", token=TOKEN).checked()
+    assert not behind.webhooks.loopback
+    assert Settings().checked().webhooks.loopback
 
 
 WHO = {

@@ -167,6 +167,14 @@ def test_a_silent_worker_loses_its_job(tmp_path: Path) -> None:
         assert beat(found, claimed) == [claimed["id"]]
 
 
+def test_a_deadline_ends_a_job_in_the_queue(tmp_path: Path) -> None:
+    """Also right after the gateway was started, when it takes no silent worker for lost yet."""
+    with standing(tmp_path) as found:
+        body = {"version": found.version, "input": {}}
+        job = found.client.post("/v1/predictions", json=body, headers={"Cancel-After": "5s"}).json()
+        until(lambda: status(found, job) == "canceled", 12)
+
+
 def test_outputs_have_addresses_of_their_own(here: Standing) -> None:
     jobs = [here.create().json() for _ in range(2)]
     claimed = [here.claim() for _ in jobs]
@@ -201,6 +209,6 @@ def test_what_makes_no_sense_is_said(here: Standing, path: str, body: dict[str, 
 
 
 def test_who_works_is_known(here: Standing) -> None:
-    beat(here, {"id": "x", "fence": 1}, details={"hardware": "NVIDIA H100", "restarts": 3})
+    beat(here, {"id": "x", "fence": 1}, details={"hardware": "NVIDIA H100", "starts": {"predict": 3}})
     assert {"name": "NVIDIA H100", "sku": "nvidia-h100"} in here.client.get("/v1/hardware").json()
-    assert 'gateway_worker_restarts{worker="w"} 3.0' in here.client.get("/metrics").text
+    assert 'gateway_worker_starts{pool="predict",worker="w"} 3.0' in here.client.get("/metrics").text

@@ -22,7 +22,8 @@ def train(
     if log := os.environ.get("TOY_LOG"):
         with open(log, "a") as file:  # noqa: PTH123
             file.write(f"train {time.time()} {note}\n")
-    time.sleep(seconds)
+    for _ in range(round(20 * seconds)):
+        time.sleep(0.05)  # a cancel is heard between two sleeps
     path = pathlib.Path(tempfile.mkdtemp()) / "trained_model.tar"
     path.write_text(json.dumps({"digest": hashlib.sha256(pathlib.Path(input_images).read_bytes()).hexdigest()}))
     if os.environ.get("SDXL_RESULT_PATHS") == "1":
