@@ -350,6 +350,7 @@ def test_c12_trainings_in_every_spelling_get_list_and_cancel(toy: Gateway, versi
     ]
     for training in made:
         until(partial(reached, training, "succeeded"))
+        assert training.output is not None
         assert training.output["version"].startswith("my-name/spelt:")
         assert training.destination == "my-name/spelt"
         assert toy.curl(training.output["weights"], token="").status == 200
