@@ -47,3 +47,8 @@ def fresh() -> list[str]:
     )
     found: list[str] = json.loads(run.stdout.splitlines()[-1])
     return found
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Archives hold the time they were made at, and their bytes would be another name in each process."""
+    return argname if isinstance(val, bytes) else None
