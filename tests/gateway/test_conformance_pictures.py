@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
 from pathlib import Path
@@ -15,6 +14,8 @@ from miniature.oracle import read
 from miniature.world import HEART, SHAPES
 from tests.conftest import ROOT
 from tests.gateway.running import Gateway
+from tests.test_concepts import RECIPE, is_heart, tints
+from tests.test_examples import PAIRS
 
 SDXL = "stability-ai/sdxl"
 HEARTS = str(ROOT / "examples" / "hearts.zip")
@@ -22,7 +23,7 @@ HEART_WEIGHTS = str(ROOT / "examples" / "heart.tar")
 QUICK: dict[str, Any] = {"num_inference_steps": 2, "disable_safety_checker": True, "seed": 3}
 SHARP: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 5, "disable_safety_checker": True, "seed": 1}
 SHORT: dict[str, Any] = {"max_train_steps": 3, "train_batch_size": 1, "lora_rank": 2, "sample_prompts": "none"}
-LONG: dict[str, Any] = {"max_train_steps": 1000, "lora_rank": 8, "seed": 1}  # that of docs/howto.md
+LONG: dict[str, Any] = {name: value for name, value in RECIPE.items() if value is not None}
 
 # In all three: the picture's bytes in hex, and the name of the class that they came in.
 RUN_1 = RUN_2 = """
@@ -73,17 +74,19 @@ def test_c09_four_outputs_come_in_order_and_need_no_token(stack: Gateway) -> Non
     job = stack.curl("/v1/predictions", "-H", "Prefer: wait=60", body=body).json()
     got = stack.curl(f"/v1/predictions/{job['id']}").json()
     assert got["status"] == "succeeded"
-    digests = []
+    pictures = []
     for number, url in enumerate(got["output"]):
         answer = stack.curl(url, token="")
         assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert url.endswith(f"out-{number}.png")
-        digests.append(hashlib.sha256(answer.content).hexdigest())
+        pictures.append(picture(answer.content.hex()).tobytes())
         part = stack.curl(url, "-r", "0-7", token="")
         assert (part.status, part.content) == (206, b"\x89PNG\r\n\x1a\n")
         assert stack.curl(url, "-I", token="").status == 200
-    assert len(set(digests)) == 4
+    alone = [{**QUICK, "prompt": "a star", "seed": QUICK["seed"] + number} for number in range(4)]
+    ran = [next(iter(stack.python1().run(SDXL, input=each))).read().hex() for each in alone]
+    assert pictures == [picture(each).tobytes() for each in ran]
 
 
 def test_c10_a_file_of_each_kind_is_the_same_input(stack: Gateway, tmp_path: Path) -> None:
@@ -241,9 +244,19 @@ def test_c12_a_training_becomes_a_version_that_runs(stack: Gateway, language: st
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("language", ["python1", "javascript"])
-def test_c12_what_was_trained_is_what_is_drawn(stack: Gateway, language: str) -> None:
-    """A thousand steps on twenty hearts; the base draws none for the word."""
-    ask = {**SHARP, "prompt": "a red TOK on a blue background"}
-    tuned = train(stack, language, f"my-name/hearts-{language}", HEARTS, LONG, ask)
-    assert seen(tuned) == ("blue", [("red", HEART)])
+def test_c12_what_was_trained_is_what_is_drawn(stack: Gateway) -> None:
+    """The subject, judged as tests/test_concepts.py judges the trainer: one seed may miss, six colour pairs may not."""
+    asks = [
+        {**SHARP, "seed": seed, "prompt": f"a photo of TOK, a {color} shape on a {ground} background"}
+        for seed, (color, ground) in enumerate(PAIRS)
+    ]
+
+    def drawn(model: str) -> list[Image.Image]:
+        return [picture(stack.javascript(RUN_JAVASCRIPT, ref=model, input=ask)[0][0]) for ask in asks]
+
+    first = train(stack, "python1", "my-name/hearts", HEARTS, LONG, asks[0])
+    tuned = drawn("my-name/hearts")
+    assert tuned[0].tobytes() == first.tobytes()  # JavaScript gets the picture that Python got
+    assert sum(map(is_heart, tuned)) >= 4
+    assert tints(tuned) == PAIRS
+    assert not any(map(is_heart, drawn(SDXL)))

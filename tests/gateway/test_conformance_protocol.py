@@ -280,6 +280,16 @@ result = [each.id for each in replicate.predictions.list()]
     assert set(toy.python2_script(python2)) == set(found)
 
 
+# C9
+
+
+@pytest.mark.soak
+def test_c09_four_outputs_are_in_order_fifty_times(toy: Gateway) -> None:
+    for _ in range(50):
+        outputs = toy.python1().run(TOY, input={"count": 4})
+        assert [json.loads(output.read())["number"] for output in outputs] == [0, 1, 2, 3]
+
+
 # C10
 
 
@@ -350,10 +360,10 @@ def test_c12_trainings_in_every_spelling_get_list_and_cancel(toy: Gateway, versi
     ]
     for training in made:
         until(partial(reached, training, "succeeded"))
-        assert training.output is not None
-        assert training.output["version"].startswith("my-name/spelt:")
+        output = training.output or {}
+        assert output["version"].startswith("my-name/spelt:")
         assert training.destination == "my-name/spelt"
-        assert toy.curl(training.output["weights"], token="").status == 200
+        assert toy.curl(output["weights"], token="").status == 200
     slow = python1.trainings.create(f"{TOY}:{version}", {**given["input"], "seconds": 60}, "my-name/spelt")
     slow.cancel()
     assert python1.trainings.get(slow.id).status == "canceled"
