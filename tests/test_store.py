@@ -303,7 +303,7 @@ def test_room_is_made_while_it_comes(web: FileServer, cache: Path, monkeypatch: 
     free = chain([1 << 40] * 2, repeat(0))
     monkeypatch.setattr("fetch.store.shutil.disk_usage", lambda _: SimpleNamespace(free=next(free)))
     with pytest.raises(WeightsError, match="does not fit"):
-        got(f"{web.url}/f", manner=replace(QUICK, save_every=1 << 19))
+        got(f"{web.url}/f", manner=replace(QUICK, save_every=1 << 19, workers=1))
     assert entries(cache) == {first}
     assert left(cache) == {path for path in left(cache) if path.startswith(first)}
 

@@ -86,6 +86,16 @@ export function own(url) {
 /** Where the page finds an output: files of the gateway under its own origin, anything else as it is. */
 export const shown = (url) => (/^https?:/.test(url) && new URL(url).pathname.startsWith("/v1/files/") ? own(url) : url);
 
+/** Whether the page may load it: what lies elsewhere is only named. */
+export function ours(url) {
+  if (/^(data|blob):/.test(url)) return true;
+  try {
+    return new URL(shown(url), location.href).origin === location.origin;
+  } catch {
+    return false;
+  }
+}
+
 /** Everything of a list that comes in pages, up to `most` entries. */
 export async function all(path, most = 500) {
   const found = [];

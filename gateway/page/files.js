@@ -1,5 +1,5 @@
 // Files as inputs: chosen, dropped or pasted by URL; sent at once, so that the form holds their addresses.
-import { shown, upload } from "./api.js";
+import { ours, shown, upload } from "./api.js";
 import { zip } from "./archives.js";
 import { html, useEffect, useRef, useState } from "./lib.js";
 import { fileName } from "./schema.js";
@@ -60,7 +60,7 @@ function Drop({ given, accept, multiple, take, children, share }) {
 }
 
 const previewOf = (value) =>
-  value.preview ?? (/\.(png|jpe?g|webp|gif|avif)$|^data:image/i.test(value.url) ? shown(value.url) : null);
+  value.preview ?? (ours(value.url) && /\.(png|jpe?g|webp|gif|avif)$|^data:image/i.test(value.url) ? shown(value.url) : null);
 
 function Held({ value, remove }) {
   const preview = previewOf(value);

@@ -1,5 +1,5 @@
 // Predictions and trainings: asking for them, following them, and what their logs tell.
-import { Problem, call, get } from "./api.js";
+import { Problem, call, get, ours } from "./api.js";
 
 export const ENDED = new Set(["succeeded", "failed", "canceled", "aborted"]);
 const PAUSE = { prediction: 300, training: 1000 }; // milliseconds between two looks
@@ -103,7 +103,7 @@ export function words(job) {
   return typeof value === "string" ? value : JSON.stringify(value, null, 1);
 }
 
-export const isPicture = (url) => /^data:image\/|\.(png|jpe?g|webp|gif|avif)(\?|$)/i.test(url);
+export const isPicture = (url) => ours(url) && /^data:image\/|\.(png|jpe?g|webp|gif|avif)(\?|$)/i.test(url);
 
 /** How a job stands, in one sentence. */
 export function told(job) {

@@ -138,6 +138,15 @@ def test_a_picture_from_the_prompt_to_the_file(page: Page, stack: Gateway) -> No
     assert control(page, "num_outputs").input_value() == "2"
 
 
+def test_a_picture_from_elsewhere_is_named_and_not_loaded(page: Page, stack: Gateway) -> None:
+    address = "https://pictures.invalid/x.png"
+    body = {"version": latest(stack), "input": {**QUICK, "prompt": "a red circle", "image": address}}
+    job = stack.curl("/v1/predictions", "-H", "Prefer: wait=60", body=body).json()
+    assert job["status"] == "failed", job
+    enter(page, stack, f"predictions/{job['id']}")
+    expect(page.locator(".parameters, details").filter(has_text=address).first).to_be_attached()
+
+
 def test_an_error_is_said_at_its_field(page: Page) -> None:
     """In the API's words, with the focus there; typing takes it away."""
     settings(page, width=9999)
